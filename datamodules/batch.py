@@ -1,0 +1,39 @@
+"""The contract between data and models: plain tensors and plain numbers, nothing to import.
+
+Shape legend, used in every name of the project: B batch, T text tokens, R regions, D feature width,
+C detector classes, E entities, H and W pixels, Q queries, N gallery items, K ranks kept.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class InputSpec(NamedTuple):
+    """What a model needs from the data, published by the model and handed to the DataModule by the CLI."""
+
+    tokenizer: str = "shards"  # "shards": the one stored in the shard folder; else a Hugging Face name or path
+    text_length: int = 36  # tokens, [CLS] and [SEP] included
+    visual_input: str = "regions"  # "regions": features stored in the shards; "grid": pixels
+    num_regions: int = 36  # the most regions kept of a picture, the global one not counted
+    region_width: int = 2048
+    image_size_px: int = 224  # square side of images_B3HW; used with "grid" only
+
+
+class ProductBatch(NamedTuple):
+    """One batch of image-caption pairs. Fields a configuration does not need are None."""
+
+    index_B: Tensor  # int64, row of the split's id table
+    tokens_BT: Tensor  # int64, [CLS] … [SEP] and padding
+    token_mask_BT: Tensor  # bool, True = real token
+    images_B3HW: Tensor | None = None  # uint8; the model scales and normalises on its own device
+    features_BRD: Tensor | None = None  # float16 or float32, without the whole-image region
+    boxes_BR5: Tensor | None = None  # float32: x1, y1, x2, y2 in [0, 1] and relative area
+    region_mask_BR: Tensor | None = None  # bool, True = real region
+    class_scores_BRC: Tensor | None = None
+    entity_tokens_BT: Tensor | None = None
+    entity_token_mask_BT: Tensor | None = None
+    entities_BE: Tensor | None = None  # int64 row of the entity table, -1 = none
+    owner_B: Tensor | None = None  # int64, query row an instance belongs to; None: each row is its own

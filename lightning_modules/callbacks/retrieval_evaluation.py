@@ -1,0 +1,180 @@
+"""Instance-level retrieval metrics after every validation and test, equal on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from lightning_modules.embedding_store import EmbeddingStore, gather_uneven
+from lightning_modules.retrieval_module import RetrievalModule
+from retrieval import Ranking, merge_rankings, official_metrics, per_query_scores, rank, textbook_metrics
+
+# (name in the metrics, embedding of the query, embedding of the gallery)
+_CROSS_MODAL = (("image->text", "image", "text"), ("text->image", "text", "image"))
+
+
+class SplitResult(NamedTuple):
+    """What one evaluation of a split found."""
+
+    metrics: dict[str, float]
+    ranking: Ranking  # by the product embedding
+    per_query: dict[str, np.ndarray]  # the numbers behind the means, in the ranking's query order
+    unscorable: int  # queries with a label that no gallery item has
+    feature: str  # the candidate that served as product embedding
+
+
+class RetrievalEvaluation(Callback):
+    """Embeds queries and gallery on all ranks, ranks exactly, and logs the same metrics on every rank.
+
+    Gallery embeddings stay on their rank: the queries are exchanged, each rank ranks them against its part, and the
+    top-k lists are merged. Everything is keyed by the row of the split's id table, so duplicates from padding vanish
+    and a missing item raises.
+
+    Args:
+        ks: Cut-offs of the official metrics.
+        depth: Length of the ranking kept per query.
+        all_features: Also score every candidate feature (`feature/<name>/…`) and the cross-modal directions.
+            Needed when the model's `retrieval_feature` is "auto".
+        backend: Of `retrieval.rank`.
+    """
+
+    def __init__(
+        self, ks: Sequence[int] = (10, 50, 100), depth: int = 100, all_features: bool = True, backend: str = "torch"
+    ) -> None:
+        self.ks = tuple(ks)
+        self.depth = max(depth, *self.ks)
+        self.all_features = all_features
+        self.backend = backend
+        self.results: dict[str, SplitResult] = {}
+        self._stores: list[EmbeddingStore] = []
+
+    def on_validation_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._stores = [EmbeddingStore(), EmbeddingStore()]
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def on_validation_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        assert isinstance(pl_module, RetrievalModule)
+        wanted = {*pl_module.modalities, *self._candidates(pl_module)}
+        vectors = {name: vector for name, vector in outputs.items() if name in wanted}
+        self._stores[dataloader_idx].update(batch.index_B, vectors)
+
+    on_test_batch_end = on_validation_batch_end
+
+    def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._evaluate(trainer, pl_module, "val")
+
+    def on_test_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._evaluate(trainer, pl_module, "test")
+
+    def _candidates(self, model: RetrievalModule) -> tuple[str, ...]:
+        choosing = model.retrieval_feature == "auto"
+        return model.candidate_features if self.all_features or choosing else (model.selected_feature,)
+
+    def _evaluate(self, trainer: lightning.Trainer, model: Any, split: str) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        query_split, gallery_split = data.eval_splits(split)
+        search = _Search(
+            self._stores[0],
+            self._stores[1],
+            data.ids(query_split),
+            data.ids(gallery_split),
+            model.device,
+            self.depth,
+            self.backend,
+        )
+        self._stores[0].check_complete(search.query_ids, query_split, model.device)
+        self._stores[1].check_complete(search.gallery_ids, gallery_split, model.device)
+        labels = (data.labels(query_split), data.labels(gallery_split))
+
+        rankings = {name: search(name, name) for name in self._candidates(model)}
+        scores = {name: official_metrics(ranking, *labels, ks=self.ks) for name, ranking in rankings.items()}
+        if model.retrieval_feature == "auto" and split == "val":
+            # max() keeps the first on a tie: the order of `candidate_features` decides
+            model.selected_feature = max(scores, key=lambda name: scores[name][f"mAP@{self.ks[0]}"])
+        chosen = model.selected_feature
+        modalities = {name: search(name, name) for name in model.modalities}
+        if self.all_features and len(modalities) == 2:
+            modalities |= {name: search(query, gallery) for name, query, gallery in _CROSS_MODAL}
+
+        metrics = dict(scores[chosen])
+        metrics |= _prefixed("textbook", textbook_metrics(rankings[chosen], *labels, ks=self.ks))
+        for name, ranking in modalities.items():
+            metrics |= _prefixed(name, official_metrics(ranking, *labels, ks=self.ks))
+        if self.all_features:
+            for name, score in scores.items():
+                metrics |= _prefixed(f"feature/{name}", score)
+        metrics["zero_vectors"] = float(search.zero_vectors(chosen))
+
+        product = per_query_scores(rankings[chosen], *labels, ks=self.ks)
+        per_query = dict(product.scores)
+        for name in model.modalities:
+            per_query |= _prefixed(name, per_query_scores(modalities[name], *labels, ks=self.ks).scores)
+        self.results[split] = SplitResult(metrics, rankings[chosen], per_query, product.unscorable, chosen)
+        # rank_zero_only stays False and every rank holds the same numbers: a monitored metric that only rank 0 knows
+        # hangs checkpointing.
+        model.log_dict({f"{split}/{name}": value for name, value in metrics.items()}, sync_dist=False)
+
+
+class _Search:
+    """Ranks the queries of all ranks against the gallery of all ranks, by any pair of features."""
+
+    def __init__(
+        self,
+        queries: EmbeddingStore,
+        gallery: EmbeddingStore,
+        query_ids: np.ndarray,
+        gallery_ids: np.ndarray,
+        device: torch.device,
+        depth: int,
+        backend: str,
+    ) -> None:
+        self.queries = queries
+        self.gallery = gallery
+        self.query_ids = query_ids
+        self.gallery_ids = gallery_ids
+        self.device = device
+        self.depth = depth
+        self.backend = backend
+
+    def zero_vectors(self, name: str) -> int:
+        """Queries and gallery items of all ranks whose embedding is exactly zero."""
+        local = sum((store.local(name)[1] == 0).all(-1).sum() for store in (self.queries, self.gallery))
+        return int(sum(part.sum() for part in gather_uneven(torch.as_tensor([local]).to(self.device))))
+
+    def __call__(self, query_name: str, gallery_name: str) -> Ranking:
+        query_QD = self.queries.everywhere(query_name, self.device)
+        rows, gallery_ND = self.gallery.local(gallery_name)
+        if len(rows):
+            part = rank(
+                query_QD, gallery_ND, self.query_ids, self.gallery_ids[rows.numpy()], k=self.depth, backend=self.backend
+            )
+            index_QK = rows[torch.from_numpy(part.index_QK)]  # row of the whole gallery
+            score_QK = torch.from_numpy(part.score_QK)
+        else:  # more ranks than gallery batches
+            index_QK, score_QK = torch.zeros(len(query_QD), 0, dtype=torch.int64), torch.zeros(len(query_QD), 0)
+        parts = [
+            Ranking(self.query_ids, self.gallery_ids, index.cpu().numpy(), score.cpu().numpy())
+            for index, score in zip(
+                gather_uneven(index_QK.to(self.device)), gather_uneven(score_QK.to(self.device)), strict=True
+            )
+        ]
+        return parts[0] if len(parts) == 1 else merge_rankings(parts, k=self.depth)
+
+
+def _prefixed(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}/{name}": value for name, value in values.items()}

@@ -1,0 +1,327 @@
+"""CAPTURE: hybrid-stream transformer with masked multi-modal learning and cross-modal contrast.
+
+Source: Zhan et al., "Product1M: Towards Weakly Supervised Instance-Level Product Retrieval via Cross-Modal
+Pretraining", ICCV 2021, arXiv 2107.14572; sizes are those of the released configuration.
+
+Differs:
+    * In the co-transformer a sample sees its own mask (the released code tiled the masks of other samples).
+    * AdamW with bias correction instead of BertAdam, decay on matrices only (released: inverted), global gradient
+      clipping instead of per tensor.
+    * Negatives of the contrast are those of all ranks, with the true gradient.
+    * `visual_input: grid` reads pixels through a backbone instead of stored region features.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from datamodules.batch import InputSpec, ProductBatch
+from lightning_modules.errors import ModelError
+from lightning_modules.layers.attention import CoAttentionLayer, PostNormLayer, PreNormBlock
+from lightning_modules.layers.embeddings import RegionEmbedding, TextEmbedding, init_bert_style
+from lightning_modules.layers.regions import GridRegions, PrecomputedRegions, Regions, with_global
+from lightning_modules.objectives.cross_modal_contrast import CrossModalContrast
+from lightning_modules.objectives.draws import Draws
+from lightning_modules.objectives.masked_language_modelling import MaskedLanguageModelling
+from lightning_modules.objectives.masked_region_modelling import MaskedRegionModelling
+from lightning_modules.official_weights import capture_arguments, translate
+from lightning_modules.retrieval_module import RetrievalModule
+
+OBJECTIVES = ("mlm", "mrm", "clr")
+
+
+class HybridStreams(NamedTuple):
+    """What the network returns: both streams pooled before they meet, and every position after they met."""
+
+    stream_text_BD: Tensor
+    stream_image_BD: Tensor
+    text_BTD: Tensor  # position 0 = [CLS]
+    image_BRD: Tensor  # position 0 = the whole image
+
+
+class HybridStreamTransformer(nn.Module):
+    """§4.2: text and visual streams, cross layers between them, and a co-transformer over both.
+
+    All self layers of both streams come first, then the pooled stream features are taken, then all cross layers run,
+    then the co-transformer on the concatenation (text first).
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        region_width: int,
+        width: int,
+        output_width: int,
+        max_positions: int,
+        text_layers: int,
+        text_heads: int,
+        text_ffn: int,
+        image_layers: int,
+        image_heads: int,
+        image_ffn: int,
+        cross_layers: int,
+        cross_heads: int,
+        cross_width: int,
+        co_layers: int,
+        co_heads: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.text_embedding = TextEmbedding(vocab_size, width, max_positions, dropout)
+        self.region_embedding = RegionEmbedding(region_width, width, dropout)
+        self.text_layers = nn.ModuleList(
+            PostNormLayer(width, text_heads, text_ffn, dropout) for _ in range(text_layers)
+        )
+        self.image_layers = nn.ModuleList(
+            PostNormLayer(width, image_heads, image_ffn, dropout) for _ in range(image_layers)
+        )
+        self.text_pooler = nn.Linear(width, output_width)
+        self.image_pooler = nn.Linear(width, output_width)
+        self.cross_layers = nn.ModuleList(
+            CoAttentionLayer(width, cross_width, cross_heads, image_ffn, text_ffn, dropout) for _ in range(cross_layers)
+        )
+        self.co_position = nn.Embedding(max_positions, width)
+        self.co_dropout = nn.Dropout(dropout)
+        self.co_layers = nn.ModuleList(PreNormBlock(width, co_heads) for _ in range(co_layers))
+        self.text_output = nn.Linear(width, output_width)
+        self.image_output = nn.Linear(width, output_width)
+        self.apply(init_bert_style)
+        for block in self.co_layers:  # the released blocks are nn.MultiheadAttention: its own initialisation stays
+            assert isinstance(block, PreNormBlock)
+            nn.init.xavier_uniform_(block.query_key_value.weight)
+
+    def forward(self, tokens_BT: Tensor, token_mask_BT: Tensor, regions: Regions) -> HybridStreams:
+        """Inputs: int64 tokens with their bool mask; regions with the whole-image region first."""
+        text_BTD = self.text_embedding(tokens_BT)
+        image_BRD = self.region_embedding(regions.features_BRD, regions.boxes_BR5)
+        for layer in self.text_layers:
+            text_BTD = layer(text_BTD, token_mask_BT)
+        for layer in self.image_layers:
+            image_BRD = layer(image_BRD, regions.mask_BR)
+        stream_text_BD = torch.relu(self.text_pooler(text_BTD[:, 0]))
+        stream_image_BD = torch.relu(self.image_pooler(image_BRD[:, 0]))
+        for layer in self.cross_layers:
+            image_BRD, text_BTD = layer(image_BRD, regions.mask_BR, text_BTD, token_mask_BT)
+
+        length = tokens_BT.shape[1]
+        both_BND = torch.cat([text_BTD, image_BRD], 1)
+        both_BND = self.co_dropout(both_BND + self.co_position.weight[: both_BND.shape[1]])
+        both_mask_BN = torch.cat([token_mask_BT, regions.mask_BR], 1)
+        for layer in self.co_layers:
+            both_BND = layer(both_BND, both_mask_BN)
+        return HybridStreams(
+            stream_text_BD,
+            stream_image_BD,
+            torch.relu(self.text_output(both_BND[:, :length])),
+            torch.relu(self.image_output(both_BND[:, length:])),
+        )
+
+
+class CAPTURE(RetrievalModule):
+    """The published model; constructor defaults are the released setting.
+
+    Args:
+        objectives: Any subset of mlm, mrm, clr; one left out has no parameters.
+        tokenizer: "shards" for the one stored with the data, else a Hugging Face name or path.
+        vocab_size, mask_token_id: The tokenizer's; filled from the shard folder when `tokenizer` is "shards".
+        text_length: Tokens per caption, [CLS] and [SEP] included.
+        visual_input: "regions" (features stored in the shards) or "grid" (cells of a backbone's map, from pixels).
+        num_regions: Most regions per picture, the whole-image one not counted.
+        region_width: Width of stored region features; with "grid" the backbone's width counts.
+        image_size_px, backbone, backbone_weights: For "grid" only.
+        width, output_width: Inner width of all streams; width of the pooled outputs.
+        *_layers, *_heads, *_ffn, cross_width: Depths and sizes (§4.2; self|cross|co = 4|4|6).
+        dropout: In the BERT-style layers and at the co-transformer's input.
+        temperature: τ of the contrast.
+        mlm_prob, mrm_prob: Masking rates.
+        retrieval_feature: See `candidate_features`; the authors' is "product_both".
+    """
+
+    # Products are element-wise image ⊙ text; "both" concatenates the co-transformer's and the streams'.
+    # Nothing trains the co-transformer's first positions directly (MLM skips [CLS], MRM skips the whole-image region,
+    # CLR reads the streams), hence the alternatives: streams alone, and means over all co-transformer positions.
+    candidate_features = (
+        "product_both",
+        "product_co",
+        "product_stream",
+        "concat_stream",
+        "concat_co",
+        "concat_mean",
+        "concat_both",
+    )
+
+    def __init__(
+        self,
+        objectives: list[str] = list(OBJECTIVES),  # noqa: B006  (read only; jsonargparse shows it as the default)
+        tokenizer: str = "bert-base-chinese",
+        vocab_size: int = 21128,
+        mask_token_id: int = 103,
+        text_length: int = 36,
+        visual_input: Literal["regions", "grid"] = "regions",
+        num_regions: int = 36,
+        region_width: int = 2048,
+        image_size_px: int = 224,
+        backbone: str = "resnet50",
+        backbone_weights: str | None = None,
+        width: int = 768,
+        output_width: int = 512,
+        max_positions: int = 512,
+        text_layers: int = 4,
+        text_heads: int = 12,
+        text_ffn: int = 3072,
+        image_layers: int = 4,
+        image_heads: int = 8,
+        image_ffn: int = 1024,
+        cross_layers: int = 4,
+        cross_heads: int = 8,
+        cross_width: int = 512,
+        co_layers: int = 6,
+        co_heads: int = 8,
+        dropout: float = 0.1,
+        temperature: float = 0.07,
+        mlm_prob: float = 0.15,
+        mrm_prob: float = 0.15,
+        retrieval_feature: str = "product_both",
+        lr: float = 1e-4,
+        weight_decay: float = 0.01,
+        warmup_fraction: float = 0.1,
+        pretrained_lr_scale: float = 0.1,
+    ) -> None:
+        super().__init__(retrieval_feature, lr, weight_decay, warmup_fraction, pretrained_lr_scale)
+        self.save_hyperparameters()
+        _check_objectives(objectives)
+        self.spec = InputSpec(tokenizer, text_length, visual_input, num_regions, region_width, image_size_px)
+        self.visual: PrecomputedRegions | GridRegions
+        if visual_input == "grid":
+            self.visual = GridRegions(backbone, image_size_px, backbone_weights)
+            if backbone_weights:
+                self.pretrained_prefixes = ("visual.backbone.",)
+        else:
+            self.visual = PrecomputedRegions(region_width)
+        self.network = HybridStreamTransformer(
+            vocab_size=vocab_size,
+            region_width=self.visual.region_width,
+            width=width,
+            output_width=output_width,
+            max_positions=max_positions,
+            text_layers=text_layers,
+            text_heads=text_heads,
+            text_ffn=text_ffn,
+            image_layers=image_layers,
+            image_heads=image_heads,
+            image_ffn=image_ffn,
+            cross_layers=cross_layers,
+            cross_heads=cross_heads,
+            cross_width=cross_width,
+            co_layers=co_layers,
+            co_heads=co_heads,
+            dropout=dropout,
+        )
+        self.mlm = self.mrm = self.clr = None
+        if "mlm" in objectives:
+            self.mlm = MaskedLanguageModelling(output_width, width, vocab_size, mask_token_id, mlm_prob)
+            self.mlm.apply(init_bert_style)
+        if "mrm" in objectives:
+            self.mrm = MaskedRegionModelling(
+                output_width, width, self.visual.region_width, mrm_prob, self.visual.standardise_target
+            )
+            self.mrm.apply(init_bert_style)
+        if "clr" in objectives:
+            self.clr = CrossModalContrast(temperature)
+        self.uses_in_batch_negatives = self.clr is not None
+
+    @classmethod
+    def from_official(cls, state_dict: dict[str, Tensor], config: dict, cross_config: dict) -> CAPTURE:
+        """The model of a checkpoint made with the authors' released code, in eval mode.
+
+        Args:
+            state_dict: Their names and tensors.
+            config, cross_config: Their two JSON configurations, for the head counts.
+
+        Raises:
+            ModelError: a key is unknown or missing, or a shape does not fit; nothing is half-loaded.
+        """
+        ours, _ = translate(state_dict)
+        model = cls(**capture_arguments(ours, config, cross_config))
+        missing, unexpected = model.load_state_dict(ours, strict=False)
+        if missing or unexpected:
+            raise ModelError(f"official checkpoint: missing {missing[:3]}, unexpected {unexpected[:3]}")
+        return model.eval()
+
+    def input_spec(self) -> InputSpec:
+        return self.spec
+
+    def losses(self, batch: ProductBatch, draws: Draws) -> dict[str, Tensor]:
+        """§4.3: mask both inputs, run the network once, and sum the objectives with weight 1.
+
+        The contrast is computed on the masked inputs, as in the released code.
+        """
+        tokens_BT, targets_BT = batch.tokens_BT, None
+        if self.mlm is not None:
+            tokens_BT, targets_BT = self.mlm.mask(tokens_BT, batch.token_mask_BT, draws)
+        masked = self.mrm.mask(self.visual.mask(batch), draws) if self.mrm is not None else None
+        regions = self.visual(batch, masked.hidden_BR if masked else None)
+        out = self.network(tokens_BT, batch.token_mask_BT, with_global(regions))
+
+        losses: dict[str, Tensor] = {}
+        if self.mlm is not None:
+            assert targets_BT is not None
+            losses["loss_mlm"] = self.mlm(out.text_BTD, targets_BT, self.network.text_embedding.word.weight)
+        if self.mrm is not None and masked is not None:
+            with torch.no_grad():
+                clean_BRD = self.visual(batch).features_BRD
+            mrm = self.mrm(out.image_BRD[:, 1:], clean_BRD, masked.predicted_BR, regions.mask_BR)
+            losses["loss_mrm"] = mrm.loss
+            if mrm.target_variance is not None:
+                losses["_mrm_target_variance"] = mrm.target_variance
+        if self.clr is not None:
+            losses["loss_clr"] = self.clr(out.stream_image_BD, out.stream_text_BD)
+        return losses
+
+    def embed(self, batch: ProductBatch) -> dict[str, Tensor]:
+        regions = with_global(self.visual(batch))
+        out = self.network(batch.tokens_BT, batch.token_mask_BT, regions)
+        return _features(out, batch.token_mask_BT, regions.mask_BR)
+
+
+def _features(out: HybridStreams, token_mask_BT: Tensor, region_mask_BR: Tensor) -> dict[str, Tensor]:
+    """Every retrieval feature from one forward pass.
+
+    `product_both` is the authors' (reply in their repository, issue 5). In concatenations the parts are normalised
+    first, so the cosine of the whole is the mean of the parts' cosines.
+    """
+    unit = nn.functional.normalize
+    co_text_BD, co_image_BD = out.text_BTD[:, 0], out.image_BRD[:, 0]
+    mean_text_BD = _masked_mean(out.text_BTD, token_mask_BT)
+    mean_image_BD = _masked_mean(out.image_BRD, region_mask_BR)
+    product_co_BD = co_text_BD * co_image_BD
+    product_stream_BD = out.stream_text_BD * out.stream_image_BD
+    stream_BD = torch.cat([unit(out.stream_text_BD, dim=-1), unit(out.stream_image_BD, dim=-1)], -1)
+    mean_BD = torch.cat([unit(mean_text_BD, dim=-1), unit(mean_image_BD, dim=-1)], -1)
+    return {
+        "image": out.stream_image_BD,
+        "text": out.stream_text_BD,
+        "product_both": torch.cat([product_co_BD, product_stream_BD], -1),
+        "product_co": product_co_BD,
+        "product_stream": product_stream_BD,
+        "concat_stream": stream_BD,
+        "concat_co": torch.cat([unit(co_text_BD, dim=-1), unit(co_image_BD, dim=-1)], -1),
+        "concat_mean": mean_BD,
+        "concat_both": torch.cat([stream_BD, mean_BD], -1),
+    }
+
+
+def _masked_mean(x_BND: Tensor, mask_BN: Tensor) -> Tensor:
+    weight_BN1 = mask_BN.unsqueeze(-1).to(x_BND.dtype)
+    return (x_BND * weight_BN1).sum(1) / weight_BN1.sum(1)
+
+
+def _check_objectives(objectives: list[str]) -> None:
+    unknown = [name for name in objectives if name not in OBJECTIVES]
+    if unknown:
+        raise ModelError(f"model.objectives: {unknown[0]!r} is unknown; known: {', '.join(OBJECTIVES)}")
+    if not objectives or len(set(objectives)) != len(objectives):
+        raise ModelError(f"model.objectives: {objectives} must name at least one objective, each once")

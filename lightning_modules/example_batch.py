@@ -1,0 +1,45 @@
+"""A random batch of the form a model asks for: for probing gradients, benchmarks, export and tests."""
+
+from __future__ import annotations
+
+import torch
+
+from datamodules.batch import InputSpec, ProductBatch
+
+
+def example_batch(
+    spec: InputSpec, device: torch.device | str = "cpu", batch_size: int = 4, vocab_size: int = 100, seed: int = 0
+) -> ProductBatch:
+    """Random captions of different lengths with random pictures or regions, seeded.
+
+    Args:
+        spec: What the model published with `input_spec()`.
+        vocab_size: Token ids are drawn below it; the smallest vocabulary in use is larger than the default.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(*shape: int) -> torch.Tensor:
+        return torch.rand(*shape, generator=generator)
+
+    length, regions = spec.text_length, spec.num_regions
+    lengths_B1 = 3 + (uniform(batch_size, 1) * (length - 2)).long().clamp(max=length - 3)
+    token_mask_BT = torch.arange(length) < lengths_B1
+    tokens_BT = (5 + uniform(batch_size, length) * (vocab_size - 5)).long() * token_mask_BT
+    batch = ProductBatch(torch.arange(batch_size), tokens_BT, token_mask_BT)
+    if spec.visual_input == "grid":
+        size = spec.image_size_px
+        batch = batch._replace(images_B3HW=(uniform(batch_size, 3, size, size) * 255).to(torch.uint8))
+    else:
+        corners_BR4 = torch.cat(
+            [uniform(batch_size, regions, 2) * 0.5, 0.5 + uniform(batch_size, regions, 2) * 0.5], -1
+        )
+        x1, y1, x2, y2 = corners_BR4.unbind(-1)
+        area_BR1 = ((x2 - x1) * (y2 - y1)).unsqueeze(-1)
+        counts_B1 = 1 + (uniform(batch_size, 1) * regions).long().clamp(max=regions - 1)
+        mask_BR = torch.arange(regions) < counts_B1
+        batch = batch._replace(
+            features_BRD=(uniform(batch_size, regions, spec.region_width) * mask_BR.unsqueeze(-1)).half(),
+            boxes_BR5=torch.cat([corners_BR4, area_BR1], -1) * mask_BR.unsqueeze(-1),
+            region_mask_BR=mask_BR,
+        )
+    return ProductBatch(*(field.to(device) if isinstance(field, torch.Tensor) else field for field in batch))

@@ -1,0 +1,119 @@
+"""Three visual inputs behind one interface: a module that turns a batch into regions.
+
+    regions(batch, hidden_BR=None) -> Regions          hidden_BR: True = this region must not be seen
+
+Region 0 is not among them: `with_global` puts the whole-image region in front, after masking.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from datamodules.batch import ProductBatch
+from lightning_modules.errors import ModelError
+from lightning_modules.layers.visual_backbone import build_backbone
+
+# Mean and standard deviation of ImageNet's pixels, which pretrained backbones expect (torchvision's weights).
+PIXEL_MEAN = (0.485, 0.456, 0.406)
+PIXEL_STD = (0.229, 0.224, 0.225)
+
+
+class Regions(NamedTuple):
+    """Region features with their boxes (x1, y1, x2, y2 in [0, 1], relative area) and mask (True = real)."""
+
+    features_BRD: Tensor
+    boxes_BR5: Tensor
+    mask_BR: Tensor
+
+
+def with_global(regions: Regions) -> Regions:
+    """Put the whole-image region first: mean of the real regions' features, box (0, 0, 1, 1, 1), always real.
+
+    Source: CAPTURE's released data loader: the sum is taken after masking and divided by the number of real boxes.
+    """
+    features_BRD, boxes_BR5, mask_BR = regions
+    real_BR1 = mask_BR.unsqueeze(-1).to(features_BRD.dtype)
+    mean_B1D = (features_BRD * real_BR1).sum(1, keepdim=True) / real_BR1.sum(1, keepdim=True).clamp(min=1)
+    box_B15 = boxes_BR5.new_tensor([0.0, 0.0, 1.0, 1.0, 1.0]).expand(len(boxes_BR5), 1, 5)
+    return Regions(
+        torch.cat([mean_B1D, features_BRD], 1),
+        torch.cat([box_B15, boxes_BR5], 1),
+        torch.cat([mask_BR.new_ones(len(mask_BR), 1), mask_BR], 1),
+    )
+
+
+class PrecomputedRegions(nn.Module):
+    """Region features a detector left in the shard; hidden ones are zeroed and keep their box."""
+
+    standardise_target = False  # the published MRM regresses the raw 2048-d feature
+
+    def __init__(self, region_width: int) -> None:
+        super().__init__()
+        self.region_width = region_width
+
+    def forward(self, batch: ProductBatch, hidden_BR: Tensor | None = None) -> Regions:
+        if batch.features_BRD is None or batch.boxes_BR5 is None or batch.region_mask_BR is None:
+            raise ModelError(
+                "visual_input 'regions' needs region features, which these shards do not hold; "
+                "train on pixels instead (visual_input: grid, or SCALE=tiny or small) or add regions to the shards"
+            )
+        width = batch.features_BRD.shape[-1]
+        if width != self.region_width:
+            raise ModelError(f"region features have width {width}, the model expects region_width {self.region_width}")
+        features_BRD = batch.features_BRD.float()
+        if hidden_BR is not None:
+            features_BRD = features_BRD.masked_fill(hidden_BR.unsqueeze(-1), 0.0)
+        return Regions(features_BRD, batch.boxes_BR5, batch.region_mask_BR)
+
+    @torch.no_grad()
+    def mask(self, batch: ProductBatch) -> Tensor:
+        """Which regions are real, without computing any feature."""
+        assert batch.region_mask_BR is not None
+        return batch.region_mask_BR
+
+
+class GridRegions(nn.Module):
+    """Cells of a convolutional backbone's feature map, row by row, as regions.
+
+    A hidden cell's pixels are replaced by the mean colour *before* the backbone: a receptive field reaches over its
+    own cell, so zeroing features would leak what MRM has to predict.
+    """
+
+    standardise_target = True  # the target is the network's own, so its scale must not be a way to win
+
+    def __init__(self, backbone: str, image_size_px: int, weights: str | None) -> None:
+        super().__init__()
+        self.backbone = build_backbone(backbone, weights)
+        self.region_width = self.backbone.width
+        self.cells = image_size_px // self.backbone.stride
+        if image_size_px % self.backbone.stride:
+            raise ModelError(
+                f"image_size_px {image_size_px} is not a multiple of the backbone's stride {self.backbone.stride}"
+            )
+        self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("boxes_R5", _grid_boxes(self.cells), persistent=False)
+
+    def forward(self, batch: ProductBatch, hidden_BR: Tensor | None = None) -> Regions:
+        if batch.images_B3HW is None:
+            raise ModelError("visual_input 'grid' needs pictures, which this batch does not hold")
+        pixels = (batch.images_B3HW.float() - self.pixel_mean) / self.pixel_std
+        if hidden_BR is not None:
+            cells = hidden_BR.view(-1, 1, self.cells, self.cells).to(pixels.dtype)
+            pixels = pixels * (1 - nn.functional.interpolate(cells, size=pixels.shape[-2:], mode="nearest"))
+        features_BRD = self.backbone(pixels).flatten(2).transpose(1, 2)
+        return Regions(features_BRD, self.boxes_R5.expand(len(pixels), -1, -1), self.mask(batch))
+
+    def mask(self, batch: ProductBatch) -> Tensor:
+        """Every cell is real."""
+        return torch.ones(len(batch.index_B), self.cells**2, dtype=torch.bool, device=batch.index_B.device)
+
+
+def _grid_boxes(cells: int) -> Tensor:
+    edge = torch.arange(cells, dtype=torch.float32) / cells
+    y, x = torch.meshgrid(edge, edge, indexing="ij")
+    x1, y1 = x.flatten(), y.flatten()
+    return torch.stack([x1, y1, x1 + 1 / cells, y1 + 1 / cells, torch.full_like(x1, 1 / cells**2)], dim=1)

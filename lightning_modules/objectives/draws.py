@@ -1,0 +1,25 @@
+"""Random draws keyed by (seed, step), the same for one process as for many."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_modules.distributed import rank, world_size
+
+
+class Draws:
+    """Uniform numbers for the rows of a global batch; each rank takes its own rows.
+
+    Keyed by seed and step rather than by the state of a global generator, so that a resumed run draws what the
+    uninterrupted one would have drawn, and DDP draws what one process on the whole batch draws.
+    """
+
+    def __init__(self, seed: int, step: int, device: torch.device) -> None:
+        self.generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+        self.device = device
+
+    def uniform(self, rows: int, *shape: int) -> Tensor:
+        """U[0, 1) of shape (rows, *shape) for this rank's rows; every rank must ask for the same shapes in turn."""
+        everyone = torch.rand(rows * world_size(), *shape, generator=self.generator)
+        return everyone[rank() * rows : (rank() + 1) * rows].to(self.device, non_blocking=True)

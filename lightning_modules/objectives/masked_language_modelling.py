@@ -1,0 +1,71 @@
+"""MLM: predict the masked tokens of the caption."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from lightning_modules.distributed import mean_over_ranks
+from lightning_modules.layers.attention import NORM_EPS
+from lightning_modules.objectives.draws import Draws
+
+NOT_MASKED = -1
+
+
+class MaskedTokens(NamedTuple):
+    """Tokens with some replaced, and the original ids to predict (−1 = not predicted)."""
+
+    tokens_BT: Tensor
+    targets_BT: Tensor
+
+
+class MaskedLanguageModelling(nn.Module):
+    """BERT's cloze task on the text output, averaged over all masked tokens of the global batch.
+
+    Head: Linear back to the stream width, BERT's transform (Linear, GELU, LayerNorm), and a decoder tied to the word
+    embeddings. It runs on the masked positions only: about 15 % of the logits of a full-length head.
+    Source: BERT (arXiv 1810.04805) §3.1; CAPTURE §4.3 and its released `cls` head.
+
+    Args:
+        output_width: Width of the text outputs this head reads.
+        width: Width of the word embeddings.
+        vocab_size: Number of tokens.
+        mask_token_id: Id of [MASK].
+        mask_prob: Share of tokens predicted; of these 80 % become [MASK], 10 % a random token, 10 % stay.
+    """
+
+    def __init__(
+        self, output_width: int, width: int, vocab_size: int, mask_token_id: int, mask_prob: float = 0.15
+    ) -> None:
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.mask_token_id = mask_token_id
+        self.mask_prob = mask_prob
+        self.back = nn.Linear(output_width, width)
+        self.transform = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+
+    def mask(self, tokens_BT: Tensor, token_mask_BT: Tensor, draws: Draws) -> MaskedTokens:
+        """Choose and replace tokens; [CLS], [SEP] and padding are never chosen."""
+        batch, length = tokens_BT.shape
+        chosen, fate, other = draws.uniform(batch, 3, length).unbind(1)
+        last_B1 = token_mask_BT.sum(1, keepdim=True) - 1  # position of [SEP]
+        position_T = torch.arange(length, device=tokens_BT.device)
+        maskable = token_mask_BT & (position_T > 0) & (position_T < last_B1)
+        predicted = maskable & (chosen < self.mask_prob)
+        replaced = torch.where(predicted & (fate < 0.8), self.mask_token_id, tokens_BT)
+        random_tokens = (other * self.vocab_size).long()
+        replaced = torch.where(predicted & (fate >= 0.8) & (fate < 0.9), random_tokens, replaced)
+        return MaskedTokens(replaced, torch.where(predicted, tokens_BT, NOT_MASKED))
+
+    def forward(self, outputs_BTD: Tensor, targets_BT: Tensor, word_VD: Tensor) -> Tensor:
+        """Cross-entropy, averaged over the masked tokens of all ranks (0 where there are none)."""
+        predicted_BT = targets_BT != NOT_MASKED
+        hidden_MD = self.norm(F.gelu(self.transform(self.back(outputs_BTD[predicted_BT]))))
+        logits_MV = F.linear(hidden_MD, word_VD, self.bias)
+        total = F.cross_entropy(logits_MV.float(), targets_BT[predicted_BT], reduction="sum")
+        return mean_over_ranks(total, predicted_BT.sum())

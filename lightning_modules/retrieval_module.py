@@ -1,0 +1,153 @@
+"""The one LightningModule base of the package: optimisation, logging, and unit-norm embeddings."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from typing import Any
+
+import lightning
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from datamodules.batch import InputSpec, ProductBatch
+from lightning_modules.errors import ModelError
+from lightning_modules.example_batch import example_batch
+from lightning_modules.objectives.draws import Draws
+from lightning_modules.optim import adamw, linear_warmup_decay, parameter_groups
+
+
+class RetrievalModule(lightning.LightningModule, ABC):
+    """A model that maps image-caption pairs to unit vectors. A new method is one subclass with three methods.
+
+    A subclass writes
+        `input_spec()`: what its batches must hold;
+        `losses(batch, draws)`: its objectives, one named scalar each, summed with weight 1;
+        `embed(batch)`: its vectors by name: `image` and `text` where it has them, and every name in
+        `candidate_features`, the vectors that may serve as the product embedding.
+
+    Args:
+        retrieval_feature: Which candidate is the product embedding; "auto" takes the one with the highest
+            val/mAP@10 at that evaluation (never chosen on test).
+        lr: Peak learning rate.
+        weight_decay: Decoupled decay of matrices; vectors (biases, norms) are not decayed.
+        warmup_fraction: Share of `max_steps` with linear warm-up; then linear decay to 0.
+        pretrained_lr_scale: Factor on `lr` for weights that came from a checkpoint.
+        betas, adam_eps: AdamW's.
+    """
+
+    candidate_features: tuple[str, ...] = ()
+    modalities: tuple[str, ...] = ("image", "text")  # single-modality embeddings of `embed`, reported beside
+    pretrained_prefixes: tuple[str, ...] = ()
+    uses_in_batch_negatives = True
+
+    def __init__(
+        self,
+        retrieval_feature: str,
+        lr: float,
+        weight_decay: float,
+        warmup_fraction: float,
+        pretrained_lr_scale: float = 1.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        adam_eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        if retrieval_feature not in (*self.candidate_features, "auto"):
+            raise ModelError(
+                f"retrieval_feature {retrieval_feature!r} is unknown; known: auto, {', '.join(self.candidate_features)}"
+            )
+        self.retrieval_feature = retrieval_feature
+        self.selected_feature = self.candidate_features[0] if retrieval_feature == "auto" else retrieval_feature
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.warmup_fraction = warmup_fraction
+        self.pretrained_lr_scale = pretrained_lr_scale
+        self.betas = (float(betas[0]), float(betas[1]))
+        self.adam_eps = adam_eps
+
+    @abstractmethod
+    def input_spec(self) -> InputSpec:
+        """What the DataModule must deliver."""
+
+    @abstractmethod
+    def losses(self, batch: ProductBatch, draws: Draws) -> dict[str, Tensor]:
+        """Named scalar losses; the total is their sum. Names that start with `_` are logged, not trained."""
+
+    @abstractmethod
+    def embed(self, batch: ProductBatch) -> dict[str, Tensor]:
+        """Vectors by name, of any length; `encode` normalises them."""
+
+    @torch.no_grad()
+    def encode(self, batch: ProductBatch) -> dict[str, Tensor]:
+        """Unit-norm fp32 embeddings by name; `product` is the retrieval feature. A zero vector stays zero.
+
+        Dropout is off and no autocast applies, whatever mode and precision training runs in: bf16 keeps the fp32
+        top 10 of only a third of the queries.
+        """
+        training = self.training
+        self.eval()
+        try:
+            with torch.autocast(self.device.type, enabled=False):
+                vectors = {name: F.normalize(x.float(), dim=-1, eps=1e-12) for name, x in self.embed(batch).items()}
+        finally:
+            self.train(training)
+        vectors["product"] = vectors[self.selected_feature]
+        return vectors
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            self._freeze_what_no_objective_trains()
+
+    def _freeze_what_no_objective_trains(self) -> None:
+        """Freeze parameters that get no gradient from the chosen objectives, found by one backward on a random batch.
+
+        DDP raises on parameters without gradient, and counting them as trained would be dishonest: CAPTURE with the
+        contrast alone, say, never reaches its cross layers.
+        """
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            losses = self.losses(example_batch(self.input_spec(), self.device), Draws(0, 0, self.device))
+            torch.stack([value for name, value in losses.items() if not name.startswith("_")]).sum().backward()
+        for parameter in self.parameters():
+            parameter.requires_grad_(parameter.grad is not None)
+            parameter.grad = None
+
+    def training_step(self, batch: ProductBatch, batch_idx: int) -> Tensor:
+        draws = Draws(int(os.environ.get("PL_GLOBAL_SEED", 0)), self.global_step, self.device)
+        losses = self.losses(batch, draws)
+        total = torch.stack([value for name, value in losses.items() if not name.startswith("_")]).sum()
+        logged = {f"train/{name.lstrip('_')}": value.detach() for name, value in losses.items()}
+        self.log_dict(logged, batch_size=len(batch.index_B))
+        self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch.index_B))
+        return total
+
+    def validation_step(self, batch: ProductBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        return self.encode(batch)
+
+    def test_step(self, batch: ProductBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        return self.encode(batch)
+
+    def predict_step(self, batch: ProductBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        return self.encode(batch)
+
+    def on_fit_start(self) -> None:
+        if self.uses_in_batch_negatives and self.trainer.accumulate_grad_batches != 1:
+            raise ModelError(
+                "trainer.accumulate_grad_batches must be 1: accumulation adds no negatives to a contrastive "
+                "objective, so it trains something else than the larger batch; raise data.batch_size or devices"
+            )
+
+    def configure_optimizers(self) -> Any:
+        if self.trainer.max_steps < 1:
+            raise ModelError("trainer.max_steps must be set: schedules count steps, not epochs")
+        groups = parameter_groups(self, self.lr, self.weight_decay, self.pretrained_prefixes, self.pretrained_lr_scale)
+        optimizer = adamw(groups, self.betas, self.adam_eps)
+        schedule = linear_warmup_decay(optimizer, self.trainer.max_steps, self.warmup_fraction)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["selected_feature"] = self.selected_feature
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.retrieval_feature == "auto":
+            self.selected_feature = checkpoint["selected_feature"]

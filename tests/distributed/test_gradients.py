@@ -1,0 +1,52 @@
+"""DDP equals one process on the whole batch: in loss and in gradient, for every objective."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from datamodules.batch import ProductBatch
+from lightning_modules.distributed import all_sum, rank, world_size
+from lightning_modules.example_batch import example_batch
+from lightning_modules.objectives.draws import Draws
+from tests.distributed.gloo import run_on_ranks
+from tests.lightning_modules.tiny_models import tiny_capture
+
+BATCH = 12  # divides by 1, 2 and 3
+
+
+def _losses_and_gradients() -> dict[str, torch.Tensor]:
+    """Of both visual inputs (one process group for both: starting one costs seconds)."""
+    return {
+        f"{visual_input}/{name}": value
+        for visual_input in ("regions", "grid")
+        for name, value in _of_model(visual_input).items()
+    }
+
+
+def _of_model(visual_input: str) -> dict[str, torch.Tensor]:
+    """Each loss averaged over ranks, and the gradients as DDP would average them."""
+    torch.manual_seed(0)
+    model = tiny_capture(visual_input=visual_input, dropout=0.0)
+    whole = example_batch(model.input_spec(), batch_size=BATCH)
+    rows = slice(rank() * BATCH // world_size(), (rank() + 1) * BATCH // world_size())
+    batch = ProductBatch(*(None if field is None else field[rows] for field in whole))
+    losses = model.losses(batch, Draws(0, 3, model.device))
+    torch.stack([value for name, value in losses.items() if not name.startswith("_")]).sum().backward()
+    result = {name: all_sum(value.detach()) / world_size() for name, value in losses.items()}
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        result[f"grad/{name}"] = all_sum(parameter.grad) / world_size()
+    return result
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_losses_and_gradients_equal_one_process(world: int, tmp_path: Path) -> None:
+    expected = _losses_and_gradients()
+    assert all(expected[f"{visual}/loss_{name}"] > 0 for visual in ("regions", "grid") for name in ("clr", "mlm", "mrm"))
+    for found in run_on_ranks(world, tmp_path, _losses_and_gradients):
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, atol=2e-6, rtol=2e-4, msg=lambda m, n=name: f"{n}: {m}")

@@ -1,0 +1,139 @@
+"""What CAPTURE promises whatever its weights: independence of the batch, honest ablations, clear refusals."""
+
+from __future__ import annotations
+
+from itertools import chain, combinations
+
+import pytest
+import torch
+from torch import nn
+
+from datamodules.batch import ProductBatch
+from lightning_modules import ModelError
+from lightning_modules.example_batch import example_batch
+from lightning_modules.layers.regions import with_global
+from lightning_modules.objectives.draws import Draws
+from tests.lightning_modules.tiny_models import tiny_capture
+
+SUBSETS = list(chain.from_iterable(combinations(("mlm", "mrm", "clr"), n) for n in (1, 2, 3)))
+
+
+def _rows(batch: ProductBatch, rows: list[int]) -> ProductBatch:
+    return ProductBatch(*(None if field is None else field[rows] for field in batch))
+
+
+@pytest.mark.parametrize("visual_input", ["regions", "grid"])
+def test_embeddings_are_unit_and_independent_of_the_batch(visual_input: str) -> None:
+    """The released co-transformer gave a padded sample another sample's mask; here company changes nothing."""
+    torch.manual_seed(0)
+    model = tiny_capture(visual_input=visual_input)
+    batch = example_batch(model.input_spec(), batch_size=6)
+    together = model.encode(batch)
+    order = [4, 2, 5]
+    subset = model.encode(_rows(batch, order))
+    assert {"product", "image", "text", *model.candidate_features} == set(together)
+    for name, vectors in together.items():
+        assert vectors.dtype == torch.float32
+        norms = vectors.norm(dim=-1)
+        assert ((norms - 1).abs() < 1e-5).logical_or(norms == 0).all()
+        torch.testing.assert_close(subset[name], vectors[order], atol=2e-6, rtol=0)
+
+
+def test_padding_does_not_change_embeddings() -> None:
+    """More padded regions, garbage under the masks: the same vectors."""
+    torch.manual_seed(0)
+    model = tiny_capture()
+    batch = example_batch(model.input_spec(), batch_size=5)
+    features, boxes, mask = batch.features_BRD, batch.boxes_BR5, batch.region_mask_BR
+    assert features is not None and boxes is not None and mask is not None
+    noisy = batch._replace(
+        tokens_BT=torch.where(batch.token_mask_BT, batch.tokens_BT, 77),
+        features_BRD=torch.cat([torch.where(mask.unsqueeze(-1), features, 9.0), torch.full((5, 3, 24), 5.0)], 1),
+        boxes_BR5=torch.cat([boxes, torch.rand(5, 3, 5)], 1),
+        region_mask_BR=torch.cat([mask, torch.zeros(5, 3, dtype=torch.bool)], 1),
+    )
+    for name, vectors in model.encode(batch).items():
+        torch.testing.assert_close(model.encode(noisy)[name], vectors, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("objectives", SUBSETS, ids="+".join)
+@pytest.mark.parametrize("depths", [(1, 1), (0, 0), (1, 0)], ids=lambda d: f"cross{d[0]}co{d[1]}")
+def test_every_trainable_parameter_gets_a_gradient(objectives: tuple[str, ...], depths: tuple[int, int]) -> None:
+    model = tiny_capture(objectives=list(objectives), cross_layers=depths[0], co_layers=depths[1])
+    model.setup("fit")
+    owned = {name.split(".")[0] for name, _ in model.named_parameters()} & {"mlm", "mrm"}
+    assert owned == set(objectives) & {"mlm", "mrm"}
+    losses = model.losses(example_batch(model.input_spec(), seed=1), Draws(1, 1, model.device))
+    assert set(losses) == {f"loss_{name}" for name in objectives}
+    torch.stack(list(losses.values())).sum().backward()
+    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    assert sum(p.requires_grad for p in model.parameters()) > 10
+
+
+def test_contrast_alone_does_not_claim_the_cross_layers() -> None:
+    model = tiny_capture(objectives=["clr"])
+    model.setup("fit")
+    frozen = {name.split(".")[1] for name, p in model.named_parameters() if not p.requires_grad}
+    assert {"cross_layers", "co_layers", "co_position", "text_output", "image_output"} == frozen
+
+
+def test_hidden_grid_cells_cannot_leak_into_visible_pixels() -> None:
+    """Masking comes before the backbone: the pixels of a hidden cell have no influence at all."""
+    torch.manual_seed(0)
+    model = tiny_capture(visual_input="grid")
+    batch = example_batch(model.input_spec(), batch_size=2)
+    hidden = torch.zeros(2, 16, dtype=torch.bool)
+    hidden[:, 5] = True  # row 1, column 1 of 4×4 cells of 16 px
+    images = batch.images_B3HW
+    assert images is not None
+    changed = images.clone()
+    changed[:, :, 16:32, 16:32] = 255 - changed[:, :, 16:32, 16:32]
+    with torch.no_grad():
+        seen = model.visual(batch, hidden).features_BRD
+        also = model.visual(batch._replace(images_B3HW=changed), hidden).features_BRD
+        open_ = model.visual(batch._replace(images_B3HW=changed)).features_BRD
+    assert torch.equal(seen, also)
+    assert not torch.allclose(open_, model.visual(batch).features_BRD)
+
+
+def test_global_region_is_the_mean_after_masking() -> None:
+    model = tiny_capture()
+    batch = example_batch(model.input_spec(), batch_size=4)
+    hidden = torch.zeros(4, 6, dtype=torch.bool)
+    hidden[:, 0] = True
+    regions = with_global(model.visual(batch, hidden))
+    for row in range(4):
+        count = int(batch.region_mask_BR[row].sum())
+        expected = batch.features_BRD[row, 1:count].float().sum(0) / count
+        torch.testing.assert_close(regions.features_BRD[row, 0], expected)
+    assert regions.boxes_BR5[:, 0].tolist() == [[0, 0, 1, 1, 1]] * 4
+
+
+def test_no_batch_statistics_anywhere() -> None:
+    for name in ("resnet_tiny", "resnet18"):
+        model = tiny_capture(visual_input="grid", backbone=name, image_size_px=64)
+        assert not [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"objectives": ["mlm", "clip"]}, ["'clip'", "mlm, mrm, clr"]),
+        ({"objectives": []}, ["at least one"]),
+        ({"retrieval_feature": "concat"}, ["'concat'", "concat_stream"]),
+        ({"visual_input": "grid", "image_size_px": 100}, ["100", "16"]),
+        ({"visual_input": "grid", "backbone": "vgg"}, ["'vgg'", "resnet50"]),
+        ({"visual_input": "grid", "backbone": "resnet18", "backbone_weights": "no/such.pt"}, ["no/such.pt"]),
+    ],
+)
+def test_wrong_arguments_are_named(arguments: dict, words: list[str]) -> None:
+    with pytest.raises(ModelError) as caught:
+        tiny_capture(**arguments)
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_wrong_feature_width_is_named() -> None:
+    model = tiny_capture()
+    batch = example_batch(model.input_spec()._replace(region_width=20))
+    with pytest.raises(ModelError, match="width 20, the model expects region_width 24"):
+        model.encode(batch)

@@ -1,0 +1,119 @@
+"""Each objective against a slow transcription of its definition, and its masking against its rates."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_modules.objectives.cross_modal_contrast import CrossModalContrast
+from lightning_modules.objectives.draws import Draws
+from lightning_modules.objectives.masked_language_modelling import NOT_MASKED, MaskedLanguageModelling
+from lightning_modules.objectives.masked_region_modelling import MaskedRegionModelling
+
+CPU = torch.device("cpu")
+
+
+def _nt_xent_slow(image: Tensor, text: Tensor, temperature: float) -> float:
+    """SimCLR's equation 1, one row at a time."""
+    rows = [*image.tolist(), *text.tolist()]
+    batch = len(image)
+
+    def cosine(a: list[float], b: list[float]) -> float:
+        dot = sum(x * y for x, y in zip(a, b, strict=True))
+        return dot / math.sqrt(sum(x * x for x in a)) / math.sqrt(sum(y * y for y in b))
+
+    total = 0.0
+    for i, row in enumerate(rows):
+        positive = rows[(i + batch) % (2 * batch)]
+        denominator = sum(math.exp(cosine(row, other) / temperature) for k, other in enumerate(rows) if k != i)
+        total -= math.log(math.exp(cosine(row, positive) / temperature) / denominator)
+    return total / (2 * batch)
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.5])
+@pytest.mark.parametrize("batch", [1, 2, 7])
+def test_contrast_equals_slow_transcription(batch: int, temperature: float) -> None:
+    generator = torch.Generator().manual_seed(batch)
+    image, text = torch.randn(2, batch, 5, generator=generator)
+    loss = CrossModalContrast(temperature)(image, text)
+    assert loss.item() == pytest.approx(_nt_xent_slow(image, text, temperature), rel=1e-5, abs=1e-5)
+
+
+def test_contrast_of_aligned_pairs_is_lower_than_of_shuffled() -> None:
+    image = torch.eye(6)
+    contrast = CrossModalContrast()
+    assert contrast(image, image) < contrast(image, image.roll(1, 0)) - 1
+
+
+def test_token_masking_follows_its_rates_and_spares_special_tokens() -> None:
+    mlm = MaskedLanguageModelling(8, 8, vocab_size=1000, mask_token_id=4)
+    tokens = torch.randint(5, 1000, (400, 30), generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(30) < torch.randint(3, 31, (400, 1), generator=torch.Generator().manual_seed(1))
+    masked = mlm.mask(tokens, mask, Draws(0, 0, CPU))
+    predicted = masked.targets_BT != NOT_MASKED
+    last = mask.sum(1) - 1
+    assert not predicted[:, 0].any()
+    assert not predicted[torch.arange(400), last].any()
+    assert not predicted[~mask].any()
+    assert torch.equal(masked.targets_BT[predicted], tokens[predicted])
+    assert torch.equal(masked.tokens_BT[~predicted], tokens[~predicted])
+    maskable = mask.sum() - 2 * 400
+    assert predicted.sum() / maskable == pytest.approx(0.15, abs=0.015)
+    replaced, original = masked.tokens_BT[predicted], tokens[predicted]
+    assert (replaced == 4).float().mean() == pytest.approx(0.8, abs=0.04)
+    assert (replaced == original).float().mean() == pytest.approx(0.1, abs=0.03)
+
+
+def test_region_masking_follows_its_rates() -> None:
+    mrm = MaskedRegionModelling(8, 8, 8)
+    real = torch.rand(500, 20, generator=torch.Generator().manual_seed(0)) < 0.8
+    masked = mrm.mask(real, Draws(0, 0, CPU))
+    assert not masked.predicted_BR[~real].any()
+    assert not masked.hidden_BR[~masked.predicted_BR].any()
+    assert masked.predicted_BR.sum() / real.sum() == pytest.approx(0.15, abs=0.015)
+    assert masked.hidden_BR.sum() / masked.predicted_BR.sum() == pytest.approx(0.9, abs=0.03)
+
+
+def test_draws_depend_on_seed_and_step_only() -> None:
+    same = [Draws(3, 5, CPU).uniform(4, 6) for _ in range(2)]
+    assert torch.equal(*same)
+    assert not torch.equal(same[0], Draws(3, 6, CPU).uniform(4, 6))
+    assert not torch.equal(same[0], Draws(4, 5, CPU).uniform(4, 6))
+
+
+def test_masked_losses_equal_full_length_heads_and_are_zero_without_masks() -> None:
+    torch.manual_seed(0)
+    mlm = MaskedLanguageModelling(6, 8, vocab_size=50, mask_token_id=4)
+    outputs, words = torch.randn(3, 5, 6), torch.randn(50, 8)
+    targets = torch.full((3, 5), NOT_MASKED)
+    assert mlm(outputs, targets, words).item() == 0
+    targets[0, 1], targets[2, 3] = 7, 9
+    hidden = mlm.norm(torch.nn.functional.gelu(mlm.transform(mlm.back(outputs))))
+    logits = hidden @ words.T + mlm.bias
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=NOT_MASKED)
+    torch.testing.assert_close(mlm(outputs, targets, words), expected)
+
+    mrm = MaskedRegionModelling(6, 8, 4)
+    image, features = torch.randn(3, 5, 6), torch.randn(3, 5, 4)
+    real = torch.ones(3, 5, dtype=torch.bool)
+    predicted = torch.zeros(3, 5, dtype=torch.bool)
+    assert mrm(image, features, predicted, real).loss.item() == 0
+    predicted[1, 2] = predicted[0, 0] = True
+    guess = mrm.decoder(mrm.norm(torch.nn.functional.gelu(mrm.transform(mrm.back(image)))))
+    expected = (guess - features)[predicted].square().mean()
+    torch.testing.assert_close(mrm(image, features, predicted, real).loss, expected)
+
+
+def test_standardised_target_does_not_reward_shrinking_features() -> None:
+    """Scaling and shifting the target changes nothing: the loss cannot be lowered by collapsing."""
+    torch.manual_seed(0)
+    mrm = MaskedRegionModelling(6, 8, 4, standardise=True)
+    image, features = torch.randn(30, 5, 6), torch.randn(30, 5, 4)
+    real = torch.ones(30, 5, dtype=torch.bool)
+    full = mrm(image, features, real, real)
+    shrunk = mrm(image, features * 0.1 + 3, real, real)
+    torch.testing.assert_close(full.loss, shrunk.loss, rtol=1e-3, atol=1e-3)
+    assert shrunk.target_variance.item() == pytest.approx(full.target_variance.item() * 0.01, rel=1e-3)
