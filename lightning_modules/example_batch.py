@@ -42,4 +42,4 @@ def example_batch(
             boxes_BR5=torch.cat([corners_BR4, area_BR1], -1) * mask_BR.unsqueeze(-1),
             region_mask_BR=mask_BR,
         )
-    return ProductBatch(*(field.to(device) if isinstance(field, torch.Tensor) else field for field in batch))
+    return ProductBatch._make(None if field is None else field.to(device) for field in batch)

@@ -158,22 +158,19 @@ class _Search:
 
     def __call__(self, query_name: str, gallery_name: str) -> Ranking:
         query_QD = self.queries.everywhere(query_name, self.device)
-        rows, gallery_ND = self.gallery.local(gallery_name)
-        if len(rows):
-            part = rank(
-                query_QD, gallery_ND, self.query_ids, self.gallery_ids[rows.numpy()], k=self.depth, backend=self.backend
-            )
-            index_QK = rows[torch.from_numpy(part.index_QK)]  # row of the whole gallery
-            score_QK = torch.from_numpy(part.score_QK)
-        else:  # more ranks than gallery batches
-            index_QK, score_QK = torch.zeros(len(query_QD), 0, dtype=torch.int64), torch.zeros(len(query_QD), 0)
+        rows_N, gallery_ND = self.gallery.local(gallery_name)
+        index_QK, score_QK = torch.zeros(len(query_QD), 0, dtype=torch.int64), torch.zeros(len(query_QD), 0)
+        if len(rows_N):  # with more ranks than gallery batches some rank has none
+            ids_N = self.gallery_ids[rows_N.numpy()]
+            part = rank(query_QD, gallery_ND, self.query_ids, ids_N, k=self.depth, backend=self.backend)
+            index_QK, score_QK = torch.from_numpy(part.index_QK), torch.from_numpy(part.score_QK)
+        lists = [gather_uneven(local.to(self.device)) for local in (rows_N, index_QK, score_QK)]
         parts = [
-            Ranking(self.query_ids, self.gallery_ids, index.cpu().numpy(), score.cpu().numpy())
-            for index, score in zip(
-                gather_uneven(index_QK.to(self.device)), gather_uneven(score_QK.to(self.device)), strict=True
-            )
+            Ranking(self.query_ids, self.gallery_ids[rows.cpu().numpy()], index.cpu().numpy(), score.cpu().numpy())
+            for rows, index, score in zip(*lists, strict=True)
+            if len(rows)
         ]
-        return parts[0] if len(parts) == 1 else merge_rankings(parts, k=self.depth)
+        return merge_rankings(parts, self.gallery_ids, self.depth)
 
 
 def _prefixed(prefix: str, values: dict[str, Any]) -> dict[str, Any]:

@@ -82,6 +82,9 @@ class GridRegions(nn.Module):
     own cell, so zeroing features would leak what MRM has to predict.
     """
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+    boxes_R5: Tensor
     standardise_target = True  # the target is the network's own, so its scale must not be a way to win
 
     def __init__(self, backbone: str, image_size_px: int, weights: str | None) -> None:

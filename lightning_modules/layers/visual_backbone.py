@@ -20,16 +20,17 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, width_in: int, width: int) -> None:
         super().__init__()
+        last_norm = nn.GroupNorm(8, width)
         self.body = nn.Sequential(
             nn.Conv2d(width_in, width, 3, stride=2, padding=1, bias=False),
             nn.GroupNorm(8, width),
             nn.ReLU(inplace=True),
             nn.Conv2d(width, width, 3, padding=1, bias=False),
-            nn.GroupNorm(8, width),
+            last_norm,
         )
         self.skip = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(width_in, width, 1, bias=False))
         # Zero-initialised last norm: each block starts as its skip path (arXiv 1706.02677 §5.1).
-        nn.init.zeros_(self.body[-1].weight)
+        nn.init.zeros_(last_norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.relu(self.body(x) + self.skip(x))

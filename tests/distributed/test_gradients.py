@@ -32,7 +32,7 @@ def _of_model(visual_input: str) -> dict[str, torch.Tensor]:
     model = tiny_capture(visual_input=visual_input, dropout=0.0)
     whole = example_batch(model.input_spec(), batch_size=BATCH)
     rows = slice(rank() * BATCH // world_size(), (rank() + 1) * BATCH // world_size())
-    batch = ProductBatch(*(None if field is None else field[rows] for field in whole))
+    batch = ProductBatch._make(None if field is None else field[rows] for field in whole)
     losses = model.losses(batch, Draws(0, 3, model.device))
     torch.stack([value for name, value in losses.items() if not name.startswith("_")]).sum().backward()
     result = {name: all_sum(value.detach()) / world_size() for name, value in losses.items()}
@@ -45,7 +45,9 @@ def _of_model(visual_input: str) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("world", [2, 3])
 def test_losses_and_gradients_equal_one_process(world: int, tmp_path: Path) -> None:
     expected = _losses_and_gradients()
-    assert all(expected[f"{visual}/loss_{name}"] > 0 for visual in ("regions", "grid") for name in ("clr", "mlm", "mrm"))
+    assert all(
+        expected[f"{visual}/loss_{name}"] > 0 for visual in ("regions", "grid") for name in ("clr", "mlm", "mrm")
+    )
     for found in run_on_ranks(world, tmp_path, _losses_and_gradients):
         assert found.keys() == expected.keys()
         for name, value in expected.items():

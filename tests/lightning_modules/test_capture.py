@@ -19,7 +19,7 @@ SUBSETS = list(chain.from_iterable(combinations(("mlm", "mrm", "clr"), n) for n 
 
 
 def _rows(batch: ProductBatch, rows: list[int]) -> ProductBatch:
-    return ProductBatch(*(None if field is None else field[rows] for field in batch))
+    return ProductBatch._make(None if field is None else field[rows] for field in batch)
 
 
 @pytest.mark.parametrize("visual_input", ["regions", "grid"])
@@ -45,7 +45,6 @@ def test_padding_does_not_change_embeddings() -> None:
     model = tiny_capture()
     batch = example_batch(model.input_spec(), batch_size=5)
     features, boxes, mask = batch.features_BRD, batch.boxes_BR5, batch.region_mask_BR
-    assert features is not None and boxes is not None and mask is not None
     noisy = batch._replace(
         tokens_BT=torch.where(batch.token_mask_BT, batch.tokens_BT, 77),
         features_BRD=torch.cat([torch.where(mask.unsqueeze(-1), features, 9.0), torch.full((5, 3, 24), 5.0)], 1),
