@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.batch import InputSpec, ProductBatch
+from lightning_modules.bert_weights import load_text_stream, read_bert
 from lightning_modules.errors import ModelError
 from lightning_modules.layers.attention import CoAttentionLayer, PostNormLayer, PreNormBlock
 from lightning_modules.layers.embeddings import RegionEmbedding, TextEmbedding, init_bert_style
@@ -126,6 +127,8 @@ class CAPTURE(RetrievalModule):
     Args:
         objectives: Any subset of mlm, mrm, clr; one left out has no parameters.
         tokenizer: "shards" for the one stored with the data, else a Hugging Face name or path.
+        text_weights: A Hugging Face BERT (name or path) that the text stream starts from when training begins: its
+            embeddings, first `text_layers` layers and MLM transform; they train at `pretrained_lr_scale` × lr.
         vocab_size, mask_token_id: The tokenizer's; filled from the shard folder when `tokenizer` is "shards".
         text_length: Tokens per caption, [CLS] and [SEP] included.
         visual_input: "regions" (features stored in the shards) or "grid" (cells of a backbone's map, from pixels).
@@ -157,6 +160,7 @@ class CAPTURE(RetrievalModule):
         self,
         objectives: list[str] = list(OBJECTIVES),  # noqa: B006  (read only; jsonargparse shows it as the default)
         tokenizer: str = "bert-base-chinese",
+        text_weights: str | None = None,
         vocab_size: int = 21128,
         mask_token_id: int = 103,
         text_length: int = 36,
@@ -198,7 +202,7 @@ class CAPTURE(RetrievalModule):
         if visual_input == "grid":
             self.visual = GridRegions(backbone, image_size_px, backbone_weights)
             if backbone_weights:
-                self.pretrained_prefixes = ("visual.backbone.",)
+                self.pretrained_prefixes += ("visual.backbone.",)
         else:
             self.visual = PrecomputedRegions(region_width)
         self.network = HybridStreamTransformer(
@@ -232,6 +236,9 @@ class CAPTURE(RetrievalModule):
         if "clr" in objectives:
             self.clr = CrossModalContrast(temperature)
         self.uses_in_batch_negatives = self.clr is not None
+        self.text_weights = text_weights
+        if text_weights:
+            self.pretrained_prefixes += ("network.text_embedding.", "network.text_layers.")
 
     @classmethod
     def from_official(cls, state_dict: dict[str, Tensor], config: dict, cross_config: dict) -> CAPTURE:
@@ -253,6 +260,14 @@ class CAPTURE(RetrievalModule):
 
     def input_spec(self) -> InputSpec:
         return self.spec
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and self.text_weights:
+            # Here and not in the constructor: a checkpoint that is loaded needs no BERT at hand.
+            streams = (self.network.text_embedding, self.network.text_layers)
+            load_text_stream(read_bert(self.text_weights), *streams, self.mlm, self.text_weights)
+            self.text_weights = None  # a second fit goes on with what it has
+        super().setup(stage)
 
     def losses(self, batch: ProductBatch, draws: Draws) -> dict[str, Tensor]:
         """§4.3: mask both inputs, run the network once, and sum the objectives with weight 1.
