@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import lightning
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+from typing_extensions import Self
 
 from datamodules.batch import InputSpec, ProductBatch
+from lightning_modules import pretrained
 from lightning_modules.errors import ModelError
 from lightning_modules.example_batch import example_batch
 from lightning_modules.objectives.draws import Draws
@@ -144,6 +147,15 @@ class RetrievalModule(lightning.LightningModule, ABC):
         optimizer = adamw(groups, self.betas, self.adam_eps)
         schedule = linear_warmup_decay(optimizer, self.trainer.max_steps, self.warmup_fraction)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write weights (safetensors) and constructor arguments (JSON) to a folder."""
+        pretrained.save(self, folder)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """The model of a folder written by `save_pretrained`, in eval mode."""
+        return cast("Self", pretrained.load(cls, folder))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["selected_feature"] = self.selected_feature
