@@ -1,0 +1,96 @@
+"""Pictures on disk: where a line's picture lies, and whether it can be used at all."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+MAX_MEGAPIXELS = 64  # a decoded picture of this size takes 192 MB; larger ones are skipped before they are decoded
+
+# Tried by name: listing `images/` once per item would cost a scan of a million entries each time.
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".JPG", ".JPEG", ".PNG", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+
+
+class UnusablePictureError(Exception):
+    """Why a picture cannot be used; `reason` is what `Skipped` counts."""
+
+    def __init__(self, reason: str):
+        super().__init__(reason)
+        self.reason = reason
+
+
+def find_picture(raw: Path, item_id: str, urls: Sequence[str]) -> Path:
+    """The first url that is an existing relative path inside `raw`, else `images/<id>.*`.
+
+    Raises:
+        UnusablePictureError: "missing_picture".
+    """
+    root = raw.resolve()
+    for url in urls:
+        if not url or "://" in url or "\0" in url or Path(url).is_absolute():
+            continue
+        path = (raw / url).resolve()
+        # A list is data: it must not lead out of its own folder.
+        if path.is_relative_to(root) and path.is_file():
+            return path
+    for extension in EXTENSIONS:
+        path = raw / "images" / f"{item_id}{extension}"
+        if path.is_file():
+            return path
+    raise UnusablePictureError("missing_picture")
+
+
+def _open(data: bytes, max_megapixels: int) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns at its own limit; ours is lower and counted.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError:
+        raise UnusablePictureError("oversized_picture") from None
+    except Exception:  # Pillow's plugins raise nearly anything on damaged data
+        raise UnusablePictureError("undecodable_picture") from None
+    if image.width * image.height > max_megapixels * 1_000_000:
+        raise UnusablePictureError("oversized_picture")
+    return image
+
+
+def read_picture(path: Path, max_megapixels: int = MAX_MEGAPIXELS) -> bytes:
+    """The bytes as found, after a trial decoding.
+
+    Raises:
+        UnusablePictureError: "missing_picture", "undecodable_picture" or "oversized_picture".
+    """
+    try:
+        data = path.read_bytes()
+    except OSError:
+        raise UnusablePictureError("missing_picture") from None
+    image = _open(data, max_megapixels)
+    try:
+        image.draft("RGB", (32, 32))  # JPEG: all data is read, but only 1/8 of the size is reconstructed
+        image.load()
+    except Exception:
+        raise UnusablePictureError("undecodable_picture") from None
+    return data
+
+
+def decode(data: bytes, max_megapixels: int = MAX_MEGAPIXELS) -> Image.Image:
+    """An RGB picture, upright. Transparent parts become white, the ground of most product photos.
+
+    Raises:
+        UnusablePictureError: "undecodable_picture" or "oversized_picture".
+    """
+    image = _open(data, max_megapixels)
+    try:
+        image = ImageOps.exif_transpose(image)
+        if "A" in image.getbands() or "transparency" in image.info:
+            layer = image.convert("RGBA")
+            image = Image.new("RGB", layer.size, (255, 255, 255))
+            image.paste(layer, (0, 0), layer)
+        return image.convert("RGB")
+    except Exception:
+        raise UnusablePictureError("undecodable_picture") from None

@@ -1,0 +1,169 @@
+"""Product1M: the official annotation files and the folder of downloaded pictures.
+
+Source: Zhan et al., "Product1M: Towards Weakly Supervised Instance-Level Product Retrieval via Cross-Modal
+Pretraining", ICCV 2021; lists as in the authors' repository.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+
+from datamodules.catalogues.official_lines import OfficialLine, parse_line
+from datamodules.catalogues.picture_files import MAX_MEGAPIXELS, UnusablePictureError, find_picture, read_picture
+from datamodules.catalogues.record import SPLITS, Kind, ProductRecord, Skipped, Split
+from datamodules.errors import DataError
+
+FILES: dict[Split, str] = {
+    "train": "product1m_train_ossurl_v2.txt",
+    "val": "product1m_dev_ossurl_v2.txt",
+    "test": "product1m_test_ossurl_v2.txt",
+    "gallery": "product1m_gallery_ossurl_v2.txt",
+}
+
+
+class LinePlace(NamedTuple):
+    """Where a line stands: 1.18 million parsed lines would take a gigabyte, their places take 10 MB."""
+
+    number: int  # from 1
+    offset: int  # bytes from the start of the file
+
+
+class LinePlan(Sequence[LinePlace]):
+    """The lines of a list by place."""
+
+    def __init__(self, number_N: np.ndarray, offset_N: np.ndarray):
+        self._number_N, self._offset_N = number_N, offset_N
+
+    def __len__(self) -> int:
+        return len(self._offset_N)
+
+    @overload
+    def __getitem__(self, row: int) -> LinePlace: ...
+    @overload
+    def __getitem__(self, row: slice) -> LinePlan: ...
+    def __getitem__(self, row: int | slice) -> LinePlace | LinePlan:
+        if isinstance(row, slice):
+            return LinePlan(self._number_N[row], self._offset_N[row])
+        return LinePlace(int(self._number_N[row]), int(self._offset_N[row]))
+
+
+def _lines(path: Path) -> Iterator[tuple[LinePlace, bytes]]:
+    offset = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield LinePlace(number, offset), line
+            offset += len(line)
+
+
+def _parse(path: Path, place: LinePlace, line: bytes, labels_required: bool) -> OfficialLine:
+    where = f"{path}:{place.number}"
+    try:
+        text = line.decode("utf-8-sig" if place.number == 1 else "utf-8")
+    except UnicodeDecodeError:
+        raise DataError(f"{where}: not UTF-8 text; get the file again") from None
+    return parse_line(text, where, labels_required)
+
+
+def _refuse_duplicates(path: Path, ids: Iterator[tuple[int, str]], hash_N: np.ndarray) -> None:
+    """Names the two lines of an id that stands twice; `hash_N` narrows the search, so the ids need not be kept."""
+    values, counts = np.unique(hash_N, return_counts=True)
+    suspects = set(values[counts > 1].tolist())
+    if not suspects:
+        return
+    line_of: dict[str, int] = {}
+    for number, item_id in ids:
+        if hash(item_id) not in suspects:
+            continue
+        if item_id in line_of:
+            raise DataError(
+                f"{path}: item id {item_id} stands in line {line_of[item_id]} and in line {number}; remove one"
+            )
+        line_of[item_id] = number
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Product1MFiles:
+    """The published splits as they are; nothing is composed.
+
+    Args:
+        raw: folder with the four `product1m_*_ossurl_v2.txt` and the pictures (at their relative url, else
+            `images/<id>.*`).
+        seed: accepted like every source's; the published splits are fixed, so nothing here depends on it.
+        max_megapixels: larger pictures are skipped.
+    """
+
+    raw: str
+    seed: int = 0
+    max_megapixels: int = MAX_MEGAPIXELS
+
+    name = "product1m"
+
+    def __post_init__(self) -> None:
+        missing = [file for file in FILES.values() if not (Path(self.raw) / file).is_file()]
+        if missing:
+            raise DataError(
+                f"{', '.join(missing)} not found in {self.raw}; give the folder with the four official annotation files"
+            )
+        if self.max_megapixels < 1:
+            raise DataError(f"max_megapixels is {self.max_megapixels}; give at least 1")
+
+    def _path(self, split: Split) -> Path:
+        return Path(self.raw) / FILES[split]
+
+    def _parsed(self, split: Split) -> Iterator[tuple[LinePlace, OfficialLine]]:
+        path = self._path(split)
+        for place, line in _lines(path):
+            yield place, _parse(path, place, line, labels_required=split != "train")
+
+    def plan(self, split: Split) -> LinePlan:
+        """Checks every line of the list and remembers where it stands.
+
+        Raises:
+            DataError: a malformed line, an empty list, or an item id twice.
+        """
+        numbers, offsets, hashes = [], [], []
+        for place, line in self._parsed(split):
+            numbers.append(place.number)
+            offsets.append(place.offset)
+            hashes.append(hash(line.id))
+        if not numbers:
+            raise DataError(f"{self._path(split)}: the list is empty")
+        ids = ((place.number, line.id) for place, line in self._parsed(split))
+        _refuse_duplicates(self._path(split), ids, np.asarray(hashes, dtype=np.int64))
+        return LinePlan(np.asarray(numbers, dtype=np.int32), np.asarray(offsets, dtype=np.int64))
+
+    def make(self, split: Split, item: LinePlace) -> ProductRecord | Skipped:
+        """Reads the line again and its picture."""
+        path = self._path(split)
+        with path.open("rb") as file:
+            file.seek(item.offset)
+            line = _parse(path, item, file.readline(), labels_required=split != "train")
+        if not line.caption:
+            return Skipped(line.id, "empty_caption")
+        try:
+            picture = find_picture(Path(self.raw), line.id, line.urls)
+            image = read_picture(picture, self.max_megapixels)
+        except UnusablePictureError as error:
+            return Skipped(line.id, error.reason)
+        kind: Kind = "unknown" if not line.labels else "single" if len(line.labels) == 1 else "multi"
+        return ProductRecord(line.id, image, line.caption, line.labels, kind, line.urls[0])
+
+    def settings(self) -> dict[str, Any]:
+        digests = {split: _digest(self._path(split)) for split in SPLITS}
+        raw = Path(self.raw).resolve().name
+        return {"source": self.name, "raw": raw, "max_megapixels": self.max_megapixels, "list_sha256": digests}
