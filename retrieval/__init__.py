@@ -1,0 +1,81 @@
+"""Embeddings -> rankings -> metrics. Knows no training and no file format but the official text lists.
+
+Names are imported on first use: `import retrieval` loads neither torch nor faiss, and scoring needs numpy alone.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from retrieval.errors import RetrievalError
+    from retrieval.merge import merge_rankings
+    from retrieval.metrics import (
+        QueryScores,
+        official_metrics,
+        per_query_scores,
+        same_product_metrics,
+        textbook_metrics,
+    )
+    from retrieval.official_lists import (
+        Annotations,
+        read_annotations,
+        read_ranking,
+        write_annotations,
+        write_ranking,
+    )
+    from retrieval.ranking import NO_ITEM, UNKNOWN_ITEM, Ranking
+    from retrieval.score import score_files
+    from retrieval.search import rank
+    from retrieval.significance import Interval, paired_bootstrap
+
+_HOME = {
+    "RetrievalError": "errors",
+    "merge_rankings": "merge",
+    "QueryScores": "metrics",
+    "official_metrics": "metrics",
+    "per_query_scores": "metrics",
+    "same_product_metrics": "metrics",
+    "textbook_metrics": "metrics",
+    "Annotations": "official_lists",
+    "read_annotations": "official_lists",
+    "read_ranking": "official_lists",
+    "write_annotations": "official_lists",
+    "write_ranking": "official_lists",
+    "NO_ITEM": "ranking",
+    "UNKNOWN_ITEM": "ranking",
+    "Ranking": "ranking",
+    "score_files": "score",
+    "rank": "search",
+    "Interval": "significance",
+    "paired_bootstrap": "significance",
+}
+
+__all__ = [
+    "NO_ITEM",
+    "UNKNOWN_ITEM",
+    "Annotations",
+    "Interval",
+    "QueryScores",
+    "Ranking",
+    "RetrievalError",
+    "merge_rankings",
+    "official_metrics",
+    "paired_bootstrap",
+    "per_query_scores",
+    "rank",
+    "read_annotations",
+    "read_ranking",
+    "same_product_metrics",
+    "score_files",
+    "textbook_metrics",
+    "write_annotations",
+    "write_ranking",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'retrieval' has no attribute {name!r}")
+    return getattr(import_module(f"retrieval.{_HOME[name]}"), name)
