@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 BACKENDS = ("torch", "faiss", "faiss-gpu")
 MARGIN = 28  # more candidates than wanted, so that a gap behind rank k is likely; 100 + 28 costs no more than 100
 FP32_UNIT, TF32_UNIT = 2.0**-24, 2.0**-11  # relative rounding errors; FAISS lets NVIDIA GPUs multiply in TF32
+DENSE_SHARE = 0.1  # of all pairs; above it a query block is scored as a whole
 QUERY_BLOCK, GALLERY_BLOCK = 512, 65536  # 128 MB of scores at a time; long rows make top-k cheap
 SECOND_BLOCK = 256  # queries of the second search, which may have to keep the whole gallery for each
 GROUP = 32  # columns that stand together for their maximum
@@ -180,6 +181,8 @@ def _search_all(
 ) -> np.ndarray:
     """Packed best `kept` of each query, from every item whose fast score reaches `floor_B`."""
     possible_BN = (query_BD @ gallery_ND.T).cpu().numpy() >= floor_B[:, None]
+    if possible_BN.mean() > DENSE_SHARE:
+        return _sort_all(query_BD, gallery_ND, own_B, ranks_N, kept)
     row_P, index_P = np.nonzero(possible_BN)
     packed_P = pack(pair_scores(query_BD, gallery_ND, row_P, index_P), ranks_N[index_P])
     packed_P[index_P == own_B[row_P]] = LAST
@@ -188,6 +191,21 @@ def _search_all(
     place_BK = starts_B[:, None] + np.arange(kept)
     ends_B = np.append(starts_B[1:], len(row_P))
     return np.where(place_BK < ends_B[:, None], packed_P[np.minimum(place_BK, len(row_P) - 1)], LAST)
+
+
+def _sort_all(
+    query_BD: Tensor, gallery_ND: Tensor, own_B: np.ndarray, ranks_N: np.ndarray, kept: int
+) -> np.ndarray:
+    """As `_search_all` for a collapsed or untrained model, to which nearly every item is a candidate.
+
+    One float64 product is then far cheaper than pairs one by one; its order of summation moves the 16th digit, of
+    which rounding to float32 shows nothing.
+    """
+    score_BN = (query_BD.cpu().double() @ gallery_ND.cpu().double().T).float().numpy()
+    packed_BN = pack(score_BN, ranks_N[None])
+    found = np.flatnonzero(own_B >= 0)
+    packed_BN[found, own_B[found]] = LAST
+    return np.sort(np.partition(packed_BN, kept - 1, axis=1)[:, :kept], axis=1)
 
 
 def _error_bounds(

@@ -39,7 +39,7 @@ class RegionEmbedding(nn.Module):
 
 
 def init_bert_style(module: nn.Module, std: float = 0.02) -> None:
-    """Normal(0, 0.02) weights and zero biases, as BERT; LayerNorm 1 and 0. Apply with `module.apply`."""
+    """Normal(0, std) weights and zero biases, as BERT; LayerNorm 1 and 0. Apply with `module.apply`."""
     if isinstance(module, (nn.Linear, nn.Embedding)):
         nn.init.normal_(module.weight, std=std)
         if isinstance(module, nn.Linear) and module.bias is not None:

@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 from torchvision.ops import FrozenBatchNorm2d
@@ -38,7 +39,11 @@ class ResidualBlock(nn.Module):
 
 
 class ScratchBackbone(nn.Module):
-    """A small residual network with group norm, stride 16, meant to be trained from scratch."""
+    """A small residual network with group norm, stride 16, meant to be trained from scratch.
+
+    Each cell's output is normalised over its channels: at initialisation the raw features are small and much alike
+    (standard deviation 0.2 within a cell), so the region embedding would see little but the box.
+    """
 
     stride = 16
 
@@ -56,7 +61,8 @@ class ScratchBackbone(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, pixels_B3HW: Tensor) -> Tensor:
-        return self.blocks(self.stem(pixels_B3HW))
+        map_BHWD = self.blocks(self.stem(pixels_B3HW)).permute(0, 2, 3, 1)
+        return F.layer_norm(map_BHWD, map_BHWD.shape[-1:]).permute(0, 3, 1, 2)
 
 
 class TorchvisionBackbone(nn.Module):

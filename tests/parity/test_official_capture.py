@@ -70,4 +70,6 @@ def test_full_size_names_and_shapes_load() -> None:
     state = {name: torch.zeros(shape) for name, shape in shapes.items()}
     model = CAPTURE.from_official(state, config, {"num_attention_heads": 8})
     published = CAPTURE()
-    assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in published.state_dict().items()}
+    assert {k: v.shape for k, v in model.state_dict().items()} == {
+        k: v.shape for k, v in published.state_dict().items()
+    }

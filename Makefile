@@ -1,0 +1,68 @@
+# One command per job; each calls `python -m experiments …`. `make help` lists them.
+# Needs Python >= 3.10 with venv, and nothing else. Another interpreter: make setup PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+CLI := $(PY) -m experiments
+
+# Only words given on the command line or in the environment become arguments.
+option = $(if $(2),$(1) '$(2)')
+chosen = $(call option,--exp,$(EXP)) $(call option,--data,$(DATA)) $(call option,--scale,$(SCALE)) $(call option,--seed,$(SEED))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all data train eval table report bench doctor lint
+
+help: ## this list
+	@awk '/^[a-z-]+:.*## / {name = $$1; sub(":.*", "", name); sub(".*## ", ""); printf "  make %-9s %s\n", name, $$0}' Makefile
+
+setup: $(STAMP) ## build .venv from requirements.lock (uv if present, else brought into .venv)
+	@:
+
+$(STAMP): requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "make setup needs Python 3.10 or newer: PYTHON=/path/to/python3.x make setup" >&2; exit 1; }
+	@test -x $(PY) || $(PYTHON) -m venv --without-pip $(VENV)
+	@if command -v uv >/dev/null 2>&1; then uv=uv; else \
+	  uv=$(VENV)/tools/bin/uv; \
+	  test -x $$uv || { echo "bringing uv into $(VENV)/tools"; \
+	    $(PYTHON) -m venv $(VENV)/tools && $(VENV)/tools/bin/python -m pip install --quiet uv; }; fi; \
+	$$uv pip sync --quiet --python $(PY) --require-hashes requirements.lock
+	@touch $@
+
+demo: setup ## the whole path on the embedded catalogue: shards, training, evaluation, table, report
+	@$(CLI) demo $(call option,--seed,$(SEED)) $(ARGS)
+
+test: setup ## the test suite, on CPU and offline
+	@$(PY) -m pytest -m "not slow"
+
+test-all: setup ## the test suite with the long ones
+	@$(PY) -m pytest
+
+data: setup ## raw source to shard folder: DATA=<name> [SOURCE=synthetic|grocery|photos|product1m] [RAW=…] [OUT=…]
+	@$(if $(DATA),,echo "make data wants DATA=<name>, for example make data DATA=synthetic" >&2; exit 2;) \
+	$(CLI) data build '$(or $(SOURCE),$(DATA))' $(call option,--raw,$(RAW)) --out '$(or $(OUT),data/$(DATA))' $(ARGS)
+
+train: setup ## train and test: EXP=capture [DATA=<name|folder>] [SCALE=paper|small|tiny] [SEED=0] [ARGS="--model.lr=5e-5"]
+	@$(CLI) fit $(chosen) $(ARGS)
+
+eval: setup ## evaluate again: RUN=runs/<run_id> [DATA=…], or EXP=<name> DATA=… for a model that needs no training
+	@$(CLI) eval $(call option,--run,$(RUN)) $(chosen) $(ARGS)
+
+table: setup ## Markdown table of runs: TABLE=<name>, or RUNS="runs/a runs/b" [OUT=file.md]
+	@$(CLI) table $(call option,--table,$(TABLE)) $(call option,--out,$(OUT)) $(RUNS) $(ARGS)
+
+report: setup ## one static HTML page of a run: RUN=runs/<run_id> [OUT=file.html]
+	@$(CLI) report $(call option,--run,$(RUN)) $(call option,--out,$(OUT)) $(ARGS)
+
+bench: setup ## throughput and memory of loader, training step and search
+	@$(CLI) bench $(ARGS)
+
+doctor: ## versions, devices, vendor imports, and the remedy for what is broken; works without set-up
+	@$(PYTHON) -m experiments doctor
+
+lint: setup ## ruff check, ruff format --check, mypy
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy

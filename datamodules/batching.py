@@ -1,0 +1,202 @@
+"""Raw shard members -> ProductBatch. Runs inside the workers; decodes only the members of the schema.
+
+Shape legend: B batch, T tokens, R regions, D feature width.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datamodules.batch import InputSpec, ProductBatch
+from datamodules.errors import DataError
+from datamodules.pictures import PictureError
+from datamodules.regions import boxes_with_area, unpack_regions
+from datamodules.tokenizer import Tokenizer, load_tokenizer
+from datamodules.transforms import Jitter, picture_to_square
+
+# A worker prepares this many batches ahead. It writes into a ring of shared memory, because touching fresh pages costs
+# a fifth of decoding. When DataLoader asks for batch n it has taken batch n - PREFETCH from the queue, and the loader
+# copies that one before it asks again; so the batches in use are n - PREFETCH … n, and the ring holds one each.
+PREFETCH_BATCHES = 2
+RING_BATCHES = PREFETCH_BATCHES + 1
+
+PICTURE, REGIONS, RECORD = "jpg", "regions.npz", "json"  # member suffixes; anything else in a shard is not read
+
+
+class RawSample(NamedTuple):
+    """One sample as it lies in the tar."""
+
+    row: int  # of the split's id table
+    file: str  # shard, for messages
+    members: dict[str, bytes]  # suffix -> bytes
+
+
+class UnusableSampleError(DataError):
+    """A damaged sample: skipped and counted under `reason` in training, fatal in evaluation."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class BatchMaker:
+    """Collects samples into batches of tensors.
+
+    Args:
+        folder: shard folder, for the tokenizer and for messages.
+        spec: what the model wants.
+        jitter: augmentation, None in evaluation.
+    """
+
+    def __init__(self, folder: Path, spec: InputSpec, jitter: Jitter | None) -> None:
+        self.folder, self.spec, self.jitter = folder, spec, jitter
+        self._tokenizer: Tokenizer | None = None
+        self._ring: list[Tensor] = []
+        self._reset(0)
+
+    def start(self, batch_size: int) -> None:
+        """Forget what was collected and make room for a batch."""
+        if self._tokenizer is None:  # opened in the worker: the Rust object stays out of the pickle
+            self._tokenizer = load_tokenizer(self.spec.tokenizer, self.folder)
+        self._reset(batch_size)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, sample: RawSample, seed: tuple[int, ...] | None) -> None:
+        """Decode one sample into the next free row.
+
+        Raises:
+            UnusableSampleError: damaged record, empty caption, missing or undecodable picture.
+            DataError: regions that do not fit the model (a setting is wrong, not a sample).
+        """
+        record = self._record(sample)
+        caption = " ".join(str(record.get("caption", "")).split())
+        if not caption:
+            raise self._unusable("empty_caption", "the caption is empty", sample, record)
+        row = len(self._rows)
+        if self._images is not None:
+            self._add_picture(self._images[row].numpy(), sample, record, seed)
+        else:
+            self._add_regions(row, sample, record)
+        self._rows.append(sample.row)
+        self._captions.append(caption)
+
+    def finish(self) -> ProductBatch:
+        """The batch of what was added."""
+        assert self._tokenizer is not None
+        assert self._rows, "an empty batch"
+        num = len(self._rows)
+        tokens_BT, token_mask_BT = self._tokenizer.encode_batch(self._captions, self.spec.text_length)
+        return ProductBatch(
+            index_B=torch.tensor(self._rows, dtype=torch.int64),
+            tokens_BT=tokens_BT,
+            token_mask_BT=token_mask_BT,
+            images_B3HW=None if self._images is None else self._images[:num].permute(0, 3, 1, 2),
+            features_BRD=_head(self._features, num),
+            boxes_BR5=_head(self._boxes, num),
+            region_mask_BR=_head(self._region_mask, num),
+        )
+
+    def _reset(self, batch_size: int) -> None:
+        spec = self.spec
+        self._rows: list[int] = []
+        self._captions: list[str] = []
+        self._images = self._features = self._boxes = self._region_mask = None
+        if not batch_size:
+            return
+        if spec.visual_input == "grid":
+            # Channels last: as decoders write and as convolutions like it.
+            self._images = self._large(torch.uint8, batch_size, spec.image_size_px, spec.image_size_px, 3)
+        else:
+            self._features = self._large(torch.float16, batch_size, spec.num_regions, spec.region_width)
+            self._boxes = torch.zeros(batch_size, spec.num_regions, 5)
+            self._region_mask = torch.zeros(batch_size, spec.num_regions, dtype=torch.bool)
+
+    def _large(self, dtype: torch.dtype, *shape: int) -> Tensor:
+        """Memory for the large part of a batch; in a worker, the oldest of a ring the main process can see."""
+        if torch.utils.data.get_worker_info() is None:
+            return torch.empty(*shape, dtype=dtype)
+        if len(self._ring) < RING_BATCHES:
+            self._ring.append(torch.empty(*shape, dtype=dtype).share_memory_())
+        else:
+            self._ring.append(self._ring.pop(0))
+        return self._ring[-1]
+
+    def _record(self, sample: RawSample) -> dict:
+        try:
+            record = json.loads(sample.members[RECORD])
+            if not isinstance(record, dict) or not isinstance(record.get("id"), str):
+                raise ValueError
+        except (KeyError, ValueError, RecursionError):
+            raise self._unusable("malformed_record", f"its .{RECORD} is missing or malformed", sample, {}) from None
+        return record
+
+    def _add_picture(self, out_SS3: np.ndarray, sample: RawSample, record: dict, seed: tuple[int, ...] | None) -> None:
+        if PICTURE not in sample.members:
+            raise self._unusable("missing_picture", f"it has no .{PICTURE}", sample, record)
+        rng = None if seed is None else Random(_mixed(*seed, sample.row))
+        try:
+            picture_to_square(sample.members[PICTURE], out_SS3, self.jitter, rng)
+        except PictureError as error:
+            raise self._unusable(error.reason, f"the picture does not decode ({error})", sample, record) from None
+
+    def _add_regions(self, row: int, sample: RawSample, record: dict) -> None:
+        assert self._features is not None
+        assert self._boxes is not None
+        assert self._region_mask is not None
+        if REGIONS not in sample.members:
+            raise self._unusable("missing_regions", f"it has no .{REGIONS}", sample, record)
+        where = f"{self.folder / sample.file}, sample '{record['id']}', .{REGIONS}"
+        try:
+            regions = unpack_regions(sample.members[REGIONS])
+        except DataError as error:
+            raise self._unusable("malformed_regions", str(error), sample, record) from None
+        num, width = regions.features_RD.shape
+        if width != self.spec.region_width:
+            raise DataError(
+                f"{where}: features are {width} wide, the model takes region_width={self.spec.region_width}. "
+                "Set the model's region width to match, or build the regions again."
+            )
+        if num > self.spec.num_regions:
+            raise DataError(
+                f"{where}: {num} boxes, the model takes num_regions={self.spec.num_regions}. "
+                "Raise the model's num_regions, or store fewer regions."
+            )
+        boxes_R5 = boxes_with_area(regions)
+        features_RD = np.ascontiguousarray(regions.features_RD, np.float16)
+        for key, values in (("features", features_RD), ("boxes", boxes_R5)):
+            if not np.isfinite(values).all():
+                raise DataError(f"{where}: '{key}' holds NaN or infinity. Build the regions of this sample again.")
+        self._features[row] = 0  # a skipped sample may have left its regions here
+        self._features[row, :num] = torch.from_numpy(features_RD)
+        self._boxes[row] = 0
+        self._boxes[row, :num] = torch.from_numpy(boxes_R5)
+        self._region_mask[row] = torch.arange(self.spec.num_regions) < num
+
+    def _unusable(self, reason: str, detail: str, sample: RawSample, record: dict) -> UnusableSampleError:
+        name = record.get("id", f"row {sample.row}")
+        return UnusableSampleError(
+            reason,
+            f"{self.folder / sample.file}, sample '{name}': {detail}. List all damaged samples with "
+            f"`python -m experiments data verify {self.folder}`, then repair the raw data and build again.",
+        )
+
+
+def _mixed(*numbers: int) -> int:
+    """One seed from several; a numpy generator per picture would cost more than the jitter itself."""
+    mixed = 0
+    for number in numbers:
+        mixed = mixed * 1_000_003 + number + 1
+    return mixed
+
+
+def _head(tensor: Tensor | None, num: int) -> Tensor | None:
+    return None if tensor is None else tensor[:num]

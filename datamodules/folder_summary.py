@@ -1,0 +1,150 @@
+"""What the receipts of a build add up to: counts, annotations, tokenizer, and what is worth a warning."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datamodules.annotations import AnnotationRow, write_rows
+from datamodules.catalogues.record import SPLITS, Catalogue
+from datamodules.errors import DataError
+from datamodules.manifest import (
+    SCHEMA_VERSION,
+    TOKENIZER_FILE,
+    Manifest,
+    SplitEntry,
+    data_hash,
+    write_atomically,
+)
+from datamodules.near_duplicates import METHOD, Fingerprint, across_splits
+from datamodules.shard_writer import ShardJob, read_receipt
+
+log = logging.getLogger(__name__)
+
+_QUERY_SPLITS = ("val", "test")
+
+
+class _Tally:
+    """Sums over receipts, in row order."""
+
+    def __init__(self) -> None:
+        self.splits: dict[str, SplitEntry] = {
+            split: SplitEntry(samples=0, single=0, multi=0, unknown=0, skipped={}, unscorable=0, shards=[])
+            for split in SPLITS
+        }
+        self.rows: dict[str, list[AnnotationRow]] = {split: [] for split in SPLITS}
+        self.prints: dict[str, list[tuple[str, Fingerprint]]] = {split: [] for split in SPLITS}
+        self.region_width = self.most_regions = 0
+        self._seen: dict[str, str] = {}
+
+    def add(self, job: ShardJob, receipt: dict[str, Any]) -> None:
+        entry, kinds = self.splits[job.split], receipt["kinds"]
+        entry["samples"] += receipt["shard"]["samples"]
+        entry["single"] += kinds.get("single", 0)
+        entry["multi"] += kinds.get("multi", 0)
+        entry["unknown"] += kinds.get("unknown", 0)
+        entry["skipped"] = dict(sorted((Counter(entry["skipped"]) + Counter(receipt["skipped"])).items()))
+        if receipt["shard"]["samples"]:
+            entry["shards"].append(receipt["shard"])
+        self.region_width = max(self.region_width, receipt["regions"][0])
+        self.most_regions = max(self.most_regions, receipt["regions"][1])
+        for row in receipt["rows"]:
+            self._check_unique(row, job)
+            self.rows[job.split].append(AnnotationRow(row["id"], row["caption"], row["source"], tuple(row["labels"])))
+            if row["print"] is not None:
+                self.prints[job.split].append((row["id"], Fingerprint(*row["print"])))
+
+    def _check_unique(self, row: dict[str, Any], job: ShardJob) -> None:
+        here = f"{job.split} ({row['source']})"
+        if row["id"] in self._seen:
+            raise DataError(
+                f"Duplicate item id '{row['id']}': once in {self._seen[row['id']]}, once in {here}. "
+                "Give each item an id of its own in the raw data, then build again."
+            )
+        self._seen[row["id"]] = here
+
+
+def summarise(
+    folder: Path, jobs: Sequence[ShardJob], catalogue: Catalogue, name: str, build: dict[str, Any], pictures: bool
+) -> Manifest:
+    """The manifest of the written shards; writes annotations and tokenizer on the way.
+
+    Args:
+        build: settings of the writer, kept for the next build to compare with.
+
+    Raises:
+        DataError: a duplicate id, or nothing to train on.
+    """
+    tally = _Tally()
+    for job in jobs:
+        tally.add(job, receipt_of(job))
+    if not tally.rows["train"]:
+        raise DataError(f"{folder}: not one usable training sample; skipped: {tally.splits['train']['skipped']}.")
+    for split in SPLITS[1:]:
+        write_rows(folder, split, tally.rows[split])
+    tokenizer = _write_tokenizer(folder, [row.caption for row in tally.rows["train"]], build["vocab_size"])
+    labels = {label for rows in tally.rows.values() for row in rows for label in row.labels}
+    regions = {"width": tally.region_width, "max": tally.most_regions, "files": []} if tally.region_width else None
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        name=name,
+        source=catalogue.name,
+        settings=plain(catalogue.settings()),
+        build=build,
+        tokenizer=tokenizer,
+        pictures=pictures,
+        splits=tally.splits,
+        labels={"count": len(labels), "without_gallery": _count_unscorable(tally)},
+        regions=regions,
+        near_duplicates=_near_duplicates(folder, tally.prints),
+        data_hash=data_hash(folder, tally.splits),
+    )
+
+
+def plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """As it will be read back from JSON, so that comparing with a manifest is fair."""
+    return json.loads(json.dumps(settings, default=str))
+
+
+def receipt_of(job: ShardJob) -> dict[str, Any]:
+    receipt = read_receipt(job)
+    if receipt is None:
+        raise DataError(f"Shard {job.folder / job.file} vanished while the folder was built. Run the build again.")
+    return receipt
+
+
+def _count_unscorable(tally: _Tally) -> list[str]:
+    """Count queries with a label that no gallery item has (they score 0), and list such labels."""
+    known = {label for row in tally.rows["gallery"] for label in row.labels}
+    missing: set[str] = set()
+    for split in _QUERY_SPLITS:
+        bad = [row for row in tally.rows[split] if not row.labels or not known.issuperset(row.labels)]
+        tally.splits[split]["unscorable"] = len(bad)
+        missing.update(label for row in bad for label in row.labels if label not in known)
+        if bad:
+            example = f"'{bad[0].id}' with {list(bad[0].labels)}"
+            share = f"{len(bad)} of {len(tally.rows[split])} {split} queries"
+            log.warning("%s have a label without gallery item and count as 0, e.g. %s.", share, example)
+    return sorted(missing)
+
+
+def _write_tokenizer(folder: Path, captions: list[str], vocab_size: int) -> dict[str, Any]:
+    from datamodules.tokenizer import train_wordpiece
+
+    text = train_wordpiece(lambda: captions, vocab_size)
+    write_atomically(folder / TOKENIZER_FILE, text.encode("utf-8"))
+    return {"file": TOKENIZER_FILE, "vocab_size": len(json.loads(text)["model"]["vocab"])}
+
+
+def _near_duplicates(folder: Path, prints: dict[str, list[tuple[str, Fingerprint]]]) -> dict[str, Any]:
+    report = across_splits(prints)
+    if report["pairs_across_splits"]:
+        split, item, other_split, other = report["examples"][0]
+        example = f"{split} '{item}' and {other_split} '{other}'"
+        number = report["pairs_across_splits"]
+        log.warning("%s: %d near-duplicate pictures across splits, e.g. %s (%s).", folder, number, example, METHOD)
+    return report

@@ -1,0 +1,112 @@
+"""What Lightning iterates: an endless training loader and evaluation loaders. They unwrap what workers deliver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from datamodules.batch import ProductBatch
+from datamodules.batching import PREFETCH_BATCHES
+from datamodules.errors import DataError
+from datamodules.shards import Delivery, EvaluationStream, Failure, TrainStream, limit_threads, unchanged
+
+
+def open_stream(stream: TrainStream | EvaluationStream, num_workers: int, pin_memory: bool) -> DataLoader:
+    """A DataLoader over a stream that makes its own batches."""
+    return DataLoader(
+        stream,
+        batch_size=None,
+        collate_fn=unchanged,
+        num_workers=num_workers,
+        worker_init_fn=limit_threads if num_workers else None,
+        prefetch_factor=PREFETCH_BATCHES if num_workers else None,
+        pin_memory=pin_memory,
+    )
+
+
+class Receiver:
+    """Takes what workers deliver: raises their failures, and copies batches out of the workers' ring of memory."""
+
+    def __init__(self) -> None:
+        # Holding on to the last mappings spares mapping the same memory anew for every batch.
+        self._mapped: dict[int, Tensor] = {}
+
+    def batch(self, delivered: ProductBatch | Failure) -> ProductBatch:
+        """The batch, the caller's own.
+
+        Raises:
+            DataError: what went wrong in the worker.
+        """
+        if isinstance(delivered, Failure):
+            raise DataError(delivered.message)
+        return delivered._replace(
+            images_B3HW=self._own(delivered.images_B3HW), features_BRD=self._own(delivered.features_BRD)
+        )
+
+    def _own(self, tensor: Tensor | None) -> Tensor | None:
+        if tensor is None or not tensor.is_shared() or tensor.is_pinned():
+            return tensor
+        self._mapped[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor.clone()
+
+
+class TrainLoader:
+    """The training stream in intervals: each `iter()` continues it for exactly `len()` batches.
+
+    One DataLoader iterator lives across intervals, so the workers go on filling their queues during an evaluation.
+
+    Args:
+        open_loader: opens the stream where it stands now.
+        length: batches in an interval.
+        delivered: told of each delivery at the moment its batch is handed out. Lightning takes batches one by one
+            from a loader with a length, so what was handed out is what was trained on.
+    """
+
+    def __init__(self, open_loader: Callable[[], DataLoader], length: int, delivered: Callable[[Delivery], None]):
+        self._open_loader, self._length, self._delivered = open_loader, length, delivered
+        self._receiver = Receiver()
+        self._iterator: Iterator[Any] | None = None  # under this name Lightning shuts its workers down at the end
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[ProductBatch]:
+        for _ in range(self._length):
+            if self._iterator is None:
+                self._iterator = iter(self._open_loader())
+                self._receiver = Receiver()
+            delivery = next(self._iterator)
+            batch = self._receiver.batch(delivery.batch if isinstance(delivery, Delivery) else delivery)
+            self._delivered(delivery)
+            yield batch
+
+    def close(self) -> None:
+        """Stop the workers; the next `iter()` opens the stream again where it stands."""
+        if shut_down := getattr(self._iterator, "_shutdown_workers", None):
+            shut_down()
+        self._iterator = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Empty, as the DataModule keeps the place; its presence tells Lightning that resuming mid-interval is safe."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to do, see `state_dict`."""
+
+
+class EvaluationLoader:
+    """One rank's batches of an evaluation split, from the beginning at each `iter()`."""
+
+    def __init__(self, stream: EvaluationStream, num_workers: int, pin_memory: bool) -> None:
+        self._stream, self._num_workers, self._pin_memory = stream, num_workers, pin_memory
+
+    def __len__(self) -> int:
+        return len(self._stream)
+
+    def __iter__(self) -> Iterator[ProductBatch]:
+        receiver = Receiver()
+        for delivered in open_stream(self._stream, self._num_workers, self._pin_memory):
+            yield receiver.batch(delivered)

@@ -1,0 +1,249 @@
+"""The LightningDataModule over a shard folder, of Product1M or of any other catalogue."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import LightningDataModule
+
+from datamodules.batch import InputSpec
+from datamodules.batching import BatchMaker
+from datamodules.errors import DataError
+from datamodules.loaders import EvaluationLoader, TrainLoader, open_stream
+from datamodules.manifest import Manifest, check_shard_files
+from datamodules.shard_folder import ShardFolder
+from datamodules.shards import Delivery, EvaluationStream, Place, TrainStream
+from datamodules.stream_state import StreamState, gather_states, restore
+from datamodules.tokenizer import Tokenizer, load_tokenizer
+from datamodules.transforms import Jitter
+
+_SPLITS_OF_STAGE = {"fit": ("train", "val", "gallery"), "validate": ("val", "gallery"), "test": ("test", "gallery")}
+
+
+class Product1M(LightningDataModule):
+    """Batches of image-caption pairs from a shard folder.
+
+    Training is one endless stream cut into intervals of `steps_per_epoch` batches; evaluation sees each item once.
+    The object keeps its place in the stream: a second `fit` on it goes on, a new object starts over.
+
+    Args:
+        folder: shard folder, as `make data` writes it.
+        batch_size: training pairs per process and step.
+        eval_batch_size: items in a global evaluation batch.
+        num_workers: loader processes per rank; 0 loads in the training process.
+        seed: of the order and augmentation of the training stream.
+        steps_per_epoch: batches per process in an interval; None = as many as fit in one pass.
+        pin_memory: None = when training on CUDA.
+        augment: light jitter of scale and place of training pictures ("grid" input only).
+
+    Raises:
+        DataError: a number out of range.
+    """
+
+    def __init__(
+        self,
+        folder: str = "data/product1m",
+        batch_size: int = 64,
+        eval_batch_size: int = 128,
+        num_workers: int = 1,
+        seed: int = 0,
+        steps_per_epoch: int | None = None,
+        pin_memory: bool | None = None,
+        augment: bool = True,
+    ) -> None:
+        super().__init__()
+        least = {"batch_size": 1, "eval_batch_size": 1, "num_workers": 0, "seed": 0, "steps_per_epoch": 1}
+        for key, minimum in least.items():
+            value = locals()[key]
+            if value is not None and value < minimum:
+                raise DataError(f"data.{key}={value}: should be at least {minimum}.")
+        # With fewer batches than ranks some rank has none; the split is covered exactly once all the same.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+        self.folder, self.batch_size, self.eval_batch_size = Path(folder), batch_size, eval_batch_size
+        self.num_workers, self.seed, self.augment = num_workers, seed, augment
+        self._interval, self._pin_memory = steps_per_epoch, pin_memory
+        self._contents = ShardFolder(self.folder)
+        self.input_spec = InputSpec()
+        self._stream = StreamState.fresh(self.num_streams)
+        self._train_loader: TrainLoader | None = None
+
+    # ---- what is in the folder -------------------------------------------------------------------------------------
+
+    @property
+    def manifest(self) -> Manifest:
+        """The folder's table of contents."""
+        return self._contents.manifest
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """Name of the data set."""
+        return self.manifest["name"]
+
+    @property
+    def data_hash(self) -> str:
+        """Hash of all a model can see or is scored on."""
+        return self.manifest["data_hash"]
+
+    def num_samples(self, split: str) -> int:
+        """Samples in a split."""
+        return self._contents.num_samples(split)
+
+    def ids(self, split: str) -> np.ndarray:
+        """Item ids in row order, as strings (val, test, gallery)."""
+        return self._contents.ids(split)
+
+    def labels(self, split: str) -> list[tuple[str, ...]]:
+        """Labels in row order, repeats kept (val, test, gallery)."""
+        return [row.labels for row in self._contents.annotations(split)]
+
+    def captions(self, split: str) -> list[str]:
+        """Captions in row order; those of "train" are read from the tars."""
+        if split == "train":
+            return list(self.train_captions())
+        return [row.caption for row in self._contents.annotations(split)]
+
+    def train_captions(self) -> Iterator[str]:
+        """Stream the training captions from the tars."""
+        return self._contents.train_captions()
+
+    def picture(self, split: str, row: int) -> bytes:
+        """The encoded picture of a row, for panels and reports."""
+        return self._contents.picture(split, row)
+
+    # ---- what the model wants --------------------------------------------------------------------------------------
+
+    def use_input_spec(self, spec: InputSpec) -> None:
+        """Take over what the model needs; before `setup`."""
+        self.input_spec = spec
+        self.__dict__.pop("tokenizer", None)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer the model asked for."""
+        return load_tokenizer(self.input_spec.tokenizer, self.folder)
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries of the tokenizer's vocabulary."""
+        return self.tokenizer.vocab_size
+
+    # ---- Lightning -------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str | None = None) -> None:
+        """Check the folder against its manifest, the model's wishes and the batch size; reads no tar.
+
+        Raises:
+            DataError: with the remedy.
+        """
+        splits = _SPLITS_OF_STAGE.get(str(stage), ("train", "val", "test", "gallery"))
+        check_shard_files(self.folder, splits, self.manifest)
+        self._contents.check_visual_input(self.input_spec)
+        _ = self.tokenizer  # a wrong name is told now, not by the first worker
+        global_batch = self.batch_size * self._place.world_size
+        if "train" in splits and global_batch > self.num_samples("train"):
+            raise DataError(
+                f"data.batch_size={self.batch_size} × {self._place.world_size} process(es) is larger than the "
+                f"{self.num_samples('train')} training samples of {self.folder}. Choose a smaller data.batch_size."
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches per process in an interval."""
+        if self._interval is not None:
+            return self._interval
+        return max(1, self.num_samples("train") // (self.batch_size * self._place.world_size))
+
+    def train_dataloader(self) -> TrainLoader:
+        """The endless stream, from where it stands."""
+        self._stop_workers()
+        self._train_loader = TrainLoader(self._open_train_stream, self.steps_per_epoch, self._record)
+        return self._train_loader
+
+    def eval_splits(self, stage: str) -> tuple[str, str]:
+        """Splits behind the loaders of a stage ("val" or "test"): queries, gallery."""
+        return (stage, "gallery")
+
+    def val_dataloader(self) -> list[EvaluationLoader]:
+        """Loaders of the validation queries and the gallery."""
+        return [self.evaluation_loader(split) for split in self.eval_splits("val")]
+
+    def test_dataloader(self) -> list[EvaluationLoader]:
+        """Loaders of the test queries and the gallery."""
+        return [self.evaluation_loader(split) for split in self.eval_splits("test")]
+
+    def evaluation_loader(self, split: str) -> EvaluationLoader:
+        """This rank's share of a split."""
+        maker = BatchMaker(self.folder, self.input_spec, jitter=None)
+        stream = EvaluationStream(self.folder, self._contents.shards(split), maker, self.eval_batch_size, self._place)
+        return EvaluationLoader(stream, self.num_workers, self._pins)
+
+    def teardown(self, stage: str | None = None) -> None:
+        """Stop the workers of the training stream."""
+        if stage == "fit":
+            self._stop_workers()
+
+    # ---- the place in the training stream --------------------------------------------------------------------------
+
+    @property
+    def skipped(self) -> Counter[str]:
+        """Training samples skipped so far on this rank: reason -> number."""
+        return self._stream.skipped
+
+    def state_dict(self) -> dict[str, Any]:
+        """Place of every rank in the training stream; under DDP all ranks have to call it together."""
+        if self._stream.batches == 0:
+            return {}
+        return gather_states(self._stream, self._place, self.seed, self.data_hash)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where a run stood, also with another number of ranks or workers (then from the mean position)."""
+        self._stop_workers()
+        self._stream = restore(state_dict, self._place, self.seed, self.data_hash)
+
+    def _record(self, delivery: Delivery) -> None:
+        self._stream.positions[delivery.worker] = delivery.position
+        self._stream.skipped.update(delivery.skipped)
+        self._stream.batches += 1
+
+    def _open_train_stream(self) -> Any:
+        maker = BatchMaker(self.folder, self.input_spec, Jitter() if self.augment else None)
+        stream = TrainStream(
+            self.folder,
+            self._contents.shards("train"),
+            maker,
+            self.batch_size,
+            self.seed,
+            self._place,
+            positions=list(self._stream.positions),
+            first_worker=self._stream.batches % self.num_streams,
+        )
+        return open_stream(stream, self.num_workers, self._pins)
+
+    def _stop_workers(self) -> None:
+        if self._train_loader is not None:
+            self._train_loader.close()
+
+    # ---- where this process runs -----------------------------------------------------------------------------------
+
+    @property
+    def num_streams(self) -> int:
+        """Worker streams of this rank: without worker processes the rank is its own single worker."""
+        return max(1, self.num_workers)
+
+    @property
+    def _place(self) -> Place:
+        # From the trainer, never from the environment: Lightning's spawned workers do not have RANK.
+        if self.trainer is None:
+            return Place(0, 1, self.num_streams)
+        return Place(self.trainer.global_rank, self.trainer.world_size, self.num_streams)
+
+    @property
+    def _pins(self) -> bool:
+        if self._pin_memory is not None:
+            return self._pin_memory
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"

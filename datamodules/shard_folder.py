@@ -1,0 +1,116 @@
+"""Facts of a shard folder: names, ids, labels, captions, single pictures. Knows no trainer and no stream."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from datamodules.annotations import AnnotationRow, read_rows
+from datamodules.batch import InputSpec
+from datamodules.batching import PICTURE, RECORD
+from datamodules.catalogues.record import SPLITS
+from datamodules.errors import DataError
+from datamodules.manifest import Manifest, ShardEntry, how_to_build, read_manifest
+from datamodules.shards import read_range, read_shard
+
+
+class ShardFolder:
+    """Read access to everything that is not a stream.
+
+    Args:
+        path: the folder with `manifest.json`. It is opened on first use.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._rows: dict[str, list[AnnotationRow]] = {}
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The table of contents, checked."""
+        return read_manifest(self.path)
+
+    def shards(self, split: str) -> list[ShardEntry]:
+        """Shards of a split in row order.
+
+        Raises:
+            DataError: no such split, or it is empty.
+        """
+        if split not in SPLITS:
+            raise DataError(f"There is no split '{split}'; there are {', '.join(SPLITS)}.")
+        shards = self.manifest["splits"][split]["shards"]
+        if not shards:
+            raise DataError(f"{self.path} has no {split} samples. {how_to_build(self.path)}")
+        return shards
+
+    def num_samples(self, split: str) -> int:
+        """Samples in a split."""
+        return sum(shard["samples"] for shard in self.shards(split))
+
+    def annotations(self, split: str) -> list[AnnotationRow]:
+        """Rows of an evaluation split, without opening a tar.
+
+        Raises:
+            DataError: for "train", whose ids and labels are not listed: training must not read labels.
+        """
+        if split == "train":
+            raise DataError("Training ids and labels are not listed: labels are for evaluation only.")
+        if split not in self._rows:
+            self._rows[split] = read_rows(self.path, split, self.num_samples(split))
+        return self._rows[split]
+
+    def ids(self, split: str) -> np.ndarray:
+        """Item ids in row order."""
+        return np.array([row.id for row in self.annotations(split)], dtype=np.str_)
+
+    def train_captions(self) -> Iterator[str]:
+        """Stream the training captions from the tars, damaged records left out."""
+        for shard in self.shards("train"):
+            for sample in read_shard(self.path / shard["file"]):
+                try:
+                    yield str(json.loads(sample.members[RECORD])["caption"])
+                except (KeyError, TypeError, ValueError):
+                    continue
+
+    def picture(self, split: str, row: int) -> bytes:
+        """The encoded picture of one row.
+
+        Raises:
+            DataError: no such row, or it has no picture.
+        """
+        for sample in read_range(self.path, self.shards(split), range(row, row + 1)):
+            if PICTURE in sample.members:
+                return sample.members[PICTURE]
+        raise DataError(f"{self.path}: row {row} of {split} has no picture.")
+
+    def check_visual_input(self, spec: InputSpec) -> None:
+        """Refuse a model that wants what the shards do not hold.
+
+        Raises:
+            DataError: with both ways out.
+        """
+        regions = self.manifest["regions"]
+        if spec.visual_input == "grid":
+            if not self.manifest["pictures"]:
+                raise DataError(
+                    f"The model takes pictures (visual input 'grid'), but the shards of {self.path} hold no .jpg, only "
+                    "regions. Use visual input 'regions' (SCALE=paper), or build the folder again with pictures."
+                )
+        elif spec.visual_input == "regions":
+            if regions is None:
+                raise DataError(
+                    f"The model takes precomputed regions (visual input 'regions'), but {self.path} holds none. Train "
+                    "on the pictures with visual input 'grid' (SCALE=tiny or SCALE=small), or build the folder with "
+                    "a detector's boxes and features (`datamodules.write_shards.build(…, regions=…)`)."
+                )
+            if regions["width"] != spec.region_width:
+                raise DataError(
+                    f"The regions of {self.path} are {regions['width']} wide, the model takes region_width="
+                    f"{spec.region_width}. Set the model's region width to match."
+                )
+        else:
+            raise DataError(f"Unknown visual input '{spec.visual_input}'; there are 'grid' and 'regions'.")

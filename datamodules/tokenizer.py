@@ -1,0 +1,198 @@
+"""Captions -> token ids: a WordPiece trained on the training captions, or any Hugging Face tokenizer.
+
+`tokenizers` does the splitting in Rust. torch is imported where tensors are made, because the shard writer trains
+tokenizers without it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datamodules.caption_units import CaptionUnits, splits_locally
+from datamodules.errors import DataError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as RustTokenizer
+    from torch import Tensor
+
+# Ids 0 to 4, in this order, in every tokenizer trained here. A Hugging Face tokenizer keeps its own ids.
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+_CHARACTERS_PER_TOKEN = 64  # what lies beyond this times `length` cannot reach the model; keeps absurd captions cheap
+
+
+class Tokenizer:
+    """Encodes batches of captions as [CLS] … [SEP] with padding.
+
+    Args:
+        rust: the splitting itself.
+        special_ids: ids of pad, unk, cls, sep, mask.
+    """
+
+    def __init__(self, rust: RustTokenizer, special_ids: dict[str, int]) -> None:
+        self._rust = rust
+        self.special_ids = special_ids
+        self.pad_id, self.unk_id = special_ids["pad"], special_ids["unk"]
+        self.cls_id, self.sep_id, self.mask_id = special_ids["cls"], special_ids["sep"], special_ids["mask"]
+        self.vocab_size = rust.get_vocab_size(with_added_tokens=True)
+        rust.no_truncation()
+        rust.no_padding()
+        self._units = CaptionUnits(rust) if splits_locally(rust) else None
+
+    def encode_batch(self, captions: list[str], length: int) -> tuple[Tensor, Tensor]:
+        """Encode captions.
+
+        Returns:
+            tokens_BT int64 (T = length, [CLS] and [SEP] included) and mask_BT bool (True = real token).
+        """
+        import numpy as np
+        import torch
+
+        short = [caption[: length * _CHARACTERS_PER_TOKEN] for caption in captions]
+        tokens_BT = np.full((len(captions), length), self.pad_id, np.int64)
+        lengths_B = np.empty(len(captions), np.int64)
+        for row, tokens in enumerate(self._tokens(short)):
+            framed = [self.cls_id, *tokens[: length - 2], self.sep_id]
+            tokens_BT[row, : len(framed)] = framed
+            lengths_B[row] = len(framed)
+        mask_BT = np.arange(length) < lengths_B[:, None]
+        return torch.from_numpy(tokens_BT), torch.from_numpy(mask_BT)
+
+    def _tokens(self, captions: list[str]) -> list[list[int]]:
+        if self._units is not None:
+            return [self._units.tokens(caption) for caption in captions]
+        return [encoding.ids for encoding in self._rust.encode_batch_fast(captions, add_special_tokens=False)]
+
+    def decode(self, tokens_T: list[int]) -> str:
+        """Readable text of one row, special tokens left out."""
+        return self._rust.decode(list(tokens_T), skip_special_tokens=True)
+
+
+def load_tokenizer(name: str, folder: Path | str) -> Tokenizer:
+    """Open the tokenizer an `InputSpec` names.
+
+    Args:
+        name: "shards" for the one stored in `folder`, else a Hugging Face name or a local folder.
+        folder: the shard folder.
+
+    Raises:
+        DataError: missing, unreadable, or without one of the five special tokens.
+    """
+    return _from_shards(Path(folder)) if name == "shards" else _from_hugging_face(name)
+
+
+def train_wordpiece(captions: Callable[[], Iterable[str]], vocab_size: int) -> str:
+    """Train a WordPiece vocabulary; equal captions give equal text.
+
+    The library numbers the inner pieces (`##a`) in the order of a hash map with a random seed and breaks ties between
+    merges by those numbers, so two trainings differ. Numbering the inner pieces beforehand makes it deterministic.
+
+    Args:
+        captions: returns a fresh pass over the training captions (read twice).
+        vocab_size: entries aimed at; single characters are always kept, so a large alphabet can exceed it.
+
+    Returns:
+        The content of a `tokenizer.json`.
+    """
+    from tokenizers import Tokenizer as RustTokenizer
+    from tokenizers import models, trainers
+
+    draft = RustTokenizer(models.WordPiece(unk_token="[UNK]"))
+    draft.normalizer, draft.pre_tokenizer = _bert_splitting()
+    inner = sorted({f"##{character}" for word in _words(draft, captions()) for character in word[1:]})
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        limit_alphabet=2**31 - 1,  # the default of 1000 would drop Chinese characters
+        special_tokens=[*SPECIAL_TOKENS, *inner],
+        show_progress=False,
+    )
+    draft.train_from_iterator(captions(), trainer=trainer)
+    return _finished(draft.get_vocab(with_added_tokens=True)).to_str(pretty=False)
+
+
+def _words(rust: RustTokenizer, captions: Iterable[str]) -> set[str]:
+    found: set[str] = set()
+    for caption in captions:
+        found.update(word for word, _ in rust.pre_tokenizer.pre_tokenize_str(rust.normalizer.normalize_str(caption)))
+    return found
+
+
+def _finished(vocab: dict[str, int]) -> RustTokenizer:
+    """A tokenizer in which only the five special tokens are special."""
+    from tokenizers import AddedToken, decoders, models, processors
+    from tokenizers import Tokenizer as RustTokenizer
+
+    rust = RustTokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
+    rust.normalizer, rust.pre_tokenizer = _bert_splitting()
+    # Normalised is off, so that "[MASK]" is found before lower-casing, as in BERT.
+    rust.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    rust.decoder = decoders.WordPiece()
+    rust.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", vocab["[CLS]"]), ("[SEP]", vocab["[SEP]"])]
+    )
+    return rust
+
+
+def _bert_splitting() -> tuple[Any, Any]:
+    """BERT's rules: each Chinese character is a word of its own, the rest lower-cased and split at punctuation."""
+    from tokenizers import normalizers, pre_tokenizers
+
+    normalizer = normalizers.BertNormalizer(
+        clean_text=True, handle_chinese_chars=True, strip_accents=True, lowercase=True
+    )
+    return normalizer, pre_tokenizers.BertPreTokenizer()
+
+
+def _from_shards(folder: Path) -> Tokenizer:
+    from tokenizers import Tokenizer as RustTokenizer
+
+    from datamodules.manifest import TOKENIZER_FILE, how_to_build
+
+    path = folder / TOKENIZER_FILE
+    if not path.is_file():
+        raise DataError(f"The model wants the tokenizer of the shards, but {path} is missing. {how_to_build(folder)}")
+    try:
+        text = path.read_text(encoding="utf-8")
+        json.loads(text)
+        rust = RustTokenizer.from_str(text)
+    except Exception as error:  # the Rust side raises bare Exception
+        raise DataError(f"{path} is not a tokenizer ({_first_line(error)}). {how_to_build(folder)}") from None
+    ids = {token[1:-1].lower(): rust.token_to_id(token) for token in SPECIAL_TOKENS}
+    return Tokenizer(rust, _complete(ids, str(path)))
+
+
+def _from_hugging_face(name: str) -> Tokenizer:
+    try:
+        from transformers import AutoTokenizer
+
+        try:  # what is here already is taken without asking the network
+            loaded = AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=False)
+        except OSError:
+            loaded = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        rust = loaded.backend_tokenizer
+    except Exception as error:  # network, cache, format: many kinds, one remedy
+        raise DataError(
+            f"Tokenizer '{name}' is neither a local folder nor in the Hugging Face cache, and could not be fetched "
+            f"({_first_line(error)}). Put a folder with its tokenizer.json (or vocab.txt) and tokenizer_config.json on "
+            f"this machine and give its path instead of the name, or use 'shards'."
+        ) from None
+    ids = {kind: getattr(loaded, f"{kind}_token_id", None) for kind in ("pad", "unk", "cls", "sep", "mask")}
+    return Tokenizer(rust, _complete(ids, f"'{name}'"))
+
+
+def _complete(ids: dict[str, int | None], where: str) -> dict[str, int]:
+    missing = [kind for kind, number in ids.items() if number is None]
+    if missing:
+        raise DataError(
+            f"Tokenizer {where} has no {', '.join(missing)} token; CAPTURE's objectives need pad, unk, cls, sep and "
+            "mask. Use a BERT-style tokenizer, or 'shards'."
+        )
+    return {kind: number for kind, number in ids.items() if number is not None}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

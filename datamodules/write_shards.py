@@ -1,0 +1,180 @@
+"""Catalogue -> shard folder: equal tars written in parallel, then annotations, tokenizer and manifest.
+
+Idempotent and resumable: a finished folder with the same settings is left alone, finished shards of a killed build are
+kept, and the manifest is written last, so that a folder with a manifest is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import multiprocessing
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datamodules.catalogues.record import SPLITS, Catalogue
+from datamodules.errors import DataError
+from datamodules.folder_summary import plain, receipt_of, summarise
+from datamodules.manifest import (
+    MANIFEST_FILE,
+    SCHEMA_VERSION,
+    Manifest,
+    check_shard_files,
+    read_manifest,
+    write_manifest,
+)
+from datamodules.shard_writer import RECEIPTS, Options, RegionSource, ShardJob, read_receipt, write_shard
+
+log = logging.getLogger(__name__)
+
+
+def build(
+    catalogue: Catalogue,
+    out: Path | str,
+    *,
+    shard_size: int = 1000,
+    workers: int = 1,
+    seed: int = 0,
+    vocab_size: int = 8000,
+    progress: bool = True,
+    name: str | None = None,
+    pictures: bool = True,
+    regions: RegionSource | None = None,
+) -> Manifest:
+    """Write a shard folder; the same catalogue, settings and seed give the same bytes.
+
+    Args:
+        catalogue: the raw source; pickled to the worker processes.
+        out: the folder; created. One that holds another source is refused.
+        shard_size: most samples in a shard. A worker of the loader holds one shard in memory.
+        workers: processes that make and write samples.
+        seed: of the order of the training samples. The catalogue has its own.
+        vocab_size: of the WordPiece trained on the training captions.
+        progress: show a bar.
+        name: of the data set; None = the folder's name.
+        pictures: store the pictures; False for regions only.
+        regions: precomputed regions of a record (None = it has none and is skipped); pickled to the workers.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        DataError: duplicate or malformed ids, nothing to train on, a folder that holds another source.
+    """
+    if shard_size < 1 or workers < 1 or vocab_size < 6 or seed < 0:
+        raise DataError("data build: shard_size and workers should be at least 1, vocab_size 6, seed 0.")
+    folder = Path(out)
+    jobs = list(_plan(catalogue, folder, shard_size, seed, {"pictures": pictures, "regions": regions is not None}))
+    plan = hashlib.sha256("".join(job.digest for job in jobs).encode()).hexdigest()[:16]
+    settings = plain(catalogue.settings())
+    wanted = {"seed": seed, "shard_size": shard_size, "vocab_size": vocab_size, "plan": plan}
+    finished = _finished(folder, catalogue.name, settings, wanted)
+    if finished is not None:
+        log.info("%s is up to date (%s).", folder, finished["data_hash"])
+        return finished
+    (folder / RECEIPTS).mkdir(parents=True, exist_ok=True)
+    _write_all(catalogue, jobs, Options(pictures, regions), workers, progress)
+    _drop_strangers(folder, jobs)
+    write_manifest(folder, summarise(folder, jobs, catalogue, name or folder.resolve().name, wanted, pictures))
+    shutil.rmtree(folder / RECEIPTS)
+    return read_manifest(folder)
+
+
+def _plan(
+    catalogue: Catalogue, folder: Path, shard_size: int, seed: int, content: dict[str, bool]
+) -> Iterator[ShardJob]:
+    """Cut each split into shards of equal size (± 1); training samples shuffled, so that a shard is a random subset."""
+    settings = [catalogue.name, catalogue.settings(), content, seed, shard_size, SCHEMA_VERSION]
+    common = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for split_number, split in enumerate(SPLITS):
+        items = catalogue.plan(split)
+        order = np.arange(len(items))
+        if split == "train":
+            order = np.random.default_rng((seed, split_number)).permutation(len(items))
+        num_shards = -(-len(items) // shard_size)
+        first = 0
+        for number, rows in enumerate(np.array_split(order, num_shards) if num_shards else []):
+            chosen = [items[int(row)] for row in rows]
+            digest = common.copy()
+            digest.update(repr((split, number, first, chosen)).encode("utf-8", "replace"))
+            yield ShardJob(folder, split, number, first, chosen, digest.hexdigest())
+            first += len(chosen)
+
+
+def _finished(folder: Path, source: str, settings: dict[str, Any], wanted: dict[str, Any]) -> Manifest | None:
+    """The manifest if nothing is left to do. A finished folder of other settings is taken down, and that is said."""
+    if not (folder / MANIFEST_FILE).is_file():
+        return None
+    try:
+        old = read_manifest(folder)
+    except DataError as error:
+        log.warning("%s: building again: %s", folder, error)
+        (folder / MANIFEST_FILE).unlink()
+        return None
+    if old["source"] != source:
+        raise DataError(
+            f"{folder} holds shards of '{old['source']}', not '{source}'. Choose another OUT, or delete the folder."
+        )
+    before, after = {**old["settings"], **old["build"]}, {**settings, **wanted}
+    changed = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
+    if not changed:
+        try:
+            check_shard_files(folder, SPLITS, old)
+            return old
+        except DataError as error:
+            log.warning("Building again: %s", error)
+    else:
+        named = [f"{key} {before.get(key)!r} -> {after.get(key)!r}" for key in changed if key != "plan"]
+        changes = ", ".join(named) or "the raw source lists other items"
+        log.warning("%s was built with other settings and is built again: %s", folder, changes)
+    (folder / MANIFEST_FILE).unlink()  # from here on the folder counts as unfinished
+    return None
+
+
+def _write_all(catalogue: Catalogue, jobs: Sequence[ShardJob], options: Options, workers: int, progress: bool) -> None:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    open_jobs = [job for job in jobs if read_receipt(job) is None]
+    if len(open_jobs) < len(jobs):
+        log.info("%d of %d shards are finished already.", len(jobs) - len(open_jobs), len(jobs))
+    with Progress(*columns, TextColumn("samples"), disable=not progress) as bar:
+        done = sum(len(job.items) for job in jobs) - sum(len(job.items) for job in open_jobs)
+        task = bar.add_task(f"{catalogue.name}: shards", total=sum(len(job.items) for job in jobs), completed=done)
+        for job in _run(catalogue, open_jobs, options, workers):
+            bar.advance(task, len(job.items))
+
+
+def _run(catalogue: Catalogue, jobs: Sequence[ShardJob], options: Options, workers: int) -> Iterator[ShardJob]:
+    if workers == 1 or len(jobs) < 2:
+        for job in jobs:
+            write_shard(catalogue, job, options)
+            yield job
+        return
+    # Spawned, not forked: the caller may hold threads (torch, progress bar) that a fork would copy in mid-air.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
+        futures = {pool.submit(write_shard, catalogue, job, options): job for job in jobs}
+        try:
+            for future in as_completed(futures):
+                future.result()
+                yield futures[future]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _drop_strangers(folder: Path, jobs: Sequence[ShardJob]) -> None:
+    """Remove shards and annotations of an earlier build that this one does not have."""
+    current = {job.file for job in jobs if receipt_of(job)["shard"]["samples"]}
+    for path in folder.glob("*.tar"):
+        if path.name.rpartition("-")[0] in SPLITS and path.name not in current:
+            path.unlink()
+    for path in folder.glob(".*.tmp"):
+        path.unlink()

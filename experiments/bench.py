@@ -1,0 +1,63 @@
+"""`bench`: throughput and memory of loader, training step and search, each measured beside its bare counterpart."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from experiments.errors import UsageError, nearest
+from experiments.output import say
+from experiments.parser import Parser
+
+# name -> (module, function); each returns rows, {column: value}
+BENCHES = {
+    "loader": ("experiments.bench_loader", "bench_loader"),
+    "step": ("experiments.bench_step", "bench_step"),
+    "search": ("experiments.bench_search", "bench_search"),
+}
+
+
+def bench_command(words: list[str]) -> None:
+    """Run the named benches, or all, and print a table each."""
+    parser = Parser("bench", "throughput and memory, each beside its bare counterpart in the same run")
+    parser.add_argument("which", nargs="*", metavar="WHICH", help=f"{', '.join(BENCHES)} (default: all)")
+    parser.add_argument("--out", metavar="F", help="also write the rows as JSON")
+    options = parser.parse(words)
+    for name in options.which:
+        if name not in BENCHES:
+            raise UsageError(f"bench {name}: {nearest(name, BENCHES)}")
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name in options.which or BENCHES:
+        module, function = BENCHES[name]
+        found[name] = getattr(importlib.import_module(module), function)()
+        say(_render(name, found[name]))
+    if options.out:
+        from experiments.runs import write_text
+
+        write_text(Path(options.out), json.dumps(found, indent=2) + "\n")
+
+
+def _render(title: str, rows: list[dict[str, Any]]) -> str:
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="left" if isinstance(rows[0].get(column), str) else "right")
+    for row in rows:
+        table.add_row(*(_cell(row.get(column)) for column in columns))
+    buffer = io.StringIO()
+    Console(file=buffer, width=118).print(table)
+    return buffer.getvalue().rstrip()
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return str(value)

@@ -1,0 +1,167 @@
+"""The command line. Light on purpose: torch is imported by the commands that compute, after their words are checked.
+
+Exit codes: 0 done; 2 wrong usage, configuration or missing input (one line, no traceback); 1 failure.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.errors import UsageError, nearest
+from experiments.parser import Parser, command_line
+
+RUN_COMMANDS = {
+    "fit": "train, evaluate each interval, test the best checkpoint (LightningCLI)",
+    "validate": "print the val metrics of a checkpoint",
+    "test": "print the test metrics of a checkpoint",
+    "predict": "write the embeddings of test queries and gallery",
+}
+COMMANDS = {
+    **RUN_COMMANDS,
+    "eval": "re-evaluate a run's best checkpoint, or a model that needs no training",
+    "data": "build or verify a shard folder",
+    "score": "score a ranking file against annotation files",
+    "table": "Markdown table from the metrics.json of several runs",
+    "report": "one static HTML page of a run",
+    "bench": "throughput and memory of loader, training step and search",
+    "doctor": "versions, devices, vendor imports, and the remedy for what is broken",
+    "demo": "shards, training, evaluation, table and report on the embedded catalogue",
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command.
+
+    Returns:
+        The exit code; bugs come out as exceptions, so Python exits with 1 and a traceback.
+    """
+    words = list(argv)
+    try:
+        if not words or words[0] in ("-h", "--help"):
+            print(_overview())
+            return 0 if words else 2
+        if words[0] not in COMMANDS:
+            raise UsageError(f"unknown command {words[0]!r}: {nearest(words[0], COMMANDS)}")
+        from experiments.output import to_terminal
+
+        to_terminal()
+        return int(_dispatch(words[0], words[1:]) or 0)
+    except Exception as problem:
+        if not is_user_error(problem):
+            raise
+        print(f"error: {one_line(problem)}", file=sys.stderr)
+        return 2
+
+
+def is_user_error(problem: BaseException) -> bool:
+    """Whether an exception is meant for the user: each package has one such class, told here by name, unimported."""
+    names = {"UsageError", "DataError", "RetrievalError", "ModelError"}
+    names |= {"MisconfigurationException"}  # Lightning's own for the same purpose
+    return type(problem).__name__ in names
+
+
+def one_line(problem: BaseException) -> str:
+    """The message itself: a loader worker wraps it in its traceback, whose last line it is."""
+    text = str(problem).strip()
+    wrapped = re.findall(r"^(?:[\w.]*\.)?(?:DataError|ModelError|RetrievalError|UsageError): (.+)", text, re.MULTILINE)
+    if "DataLoader worker" in text and wrapped:
+        return str(wrapped[-1])
+    return " ".join(text.split())
+
+
+def _dispatch(command: str, words: list[str]) -> int | None:
+    if command in RUN_COMMANDS:
+        from experiments.run_commands import run_command
+
+        return run_command(command, RUN_COMMANDS[command], words)
+    handlers = {"eval": _eval, "data": _data, "score": _score, "table": _table, "report": _report}
+    handlers |= {"bench": _bench, "doctor": _doctor, "demo": _demo}
+    return handlers[command](words)
+
+
+def _eval(words: list[str]) -> None:
+    from experiments.run_commands import eval_command
+
+    eval_command(COMMANDS["eval"], words)
+
+
+def _data(words: list[str]) -> int:
+    from experiments.data_commands import data_command
+
+    return data_command(words)
+
+
+def _score(words: list[str]) -> None:
+    parser = Parser("score", COMMANDS["score"])
+    parser.add_argument("--ranking", required=True, metavar="F", help="official ranking list")
+    parser.add_argument("--queries", required=True, metavar="Q", help="official annotation file of the queries")
+    parser.add_argument("--gallery", required=True, metavar="G", help="official annotation file of the gallery")
+    parser.add_argument("--protocol", default="official", help="official, official-2022-04-20 or textbook")
+    parser.add_argument("--out", metavar="F", help="also write the JSON here")
+    options = parser.parse(words)
+    for name in ("ranking", "queries", "gallery"):
+        if not os.path.isfile(getattr(options, name)):
+            raise UsageError(f"--{name} {getattr(options, name)}: no such file")
+    from experiments.runs import write_text
+    from retrieval.score import score_files
+
+    text = json.dumps(score_files(options.ranking, options.queries, options.gallery, options.protocol), indent=2)
+    if options.out:
+        write_text(Path(options.out), text + "\n")
+    print(text)
+
+
+def _table(words: list[str]) -> None:
+    parser = Parser("table", COMMANDS["table"])
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders")
+    parser.add_argument("--table", metavar="NAME", help="rows of experiments/ablations/<name>.yaml")
+    parser.add_argument("--out", metavar="F", help="also write the Markdown here")
+    options = parser.parse(words)
+    from experiments.table import make_table
+
+    text = make_table([Path(run) for run in options.runs], options.table, command_line("table", words))
+    if options.out:
+        from experiments.runs import write_text
+
+        write_text(Path(options.out), text)
+    print(text, end="")
+
+
+def _report(words: list[str]) -> None:
+    parser = Parser("report", COMMANDS["report"])
+    parser.add_argument("--run", required=True, metavar="RUN", help="run folder")
+    parser.add_argument("--out", metavar="F", help="the page (default: reports/<run_id>.html)")
+    options = parser.parse(words)
+    from experiments.report import write_report
+
+    print(write_report(options.run, options.out))
+
+
+def _bench(words: list[str]) -> None:
+    from experiments.bench import bench_command
+
+    bench_command(words)
+
+
+def _doctor(words: list[str]) -> int:
+    Parser("doctor", COMMANDS["doctor"]).parse(words)
+    from experiments.doctor import doctor
+
+    return doctor()
+
+
+def _demo(words: list[str]) -> None:
+    from experiments.demo import demo_command
+
+    demo_command(words)
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = ["usage: python -m experiments COMMAND …   (COMMAND --help tells more)\n"]
+    return "\n".join([*lines, *(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())])

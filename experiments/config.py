@@ -1,0 +1,225 @@
+"""Three layers make a run: base.yaml, the experiment, overlays for data and scale; then the command line.
+
+Plain YAML, merged key by key; lists replace. An overlay says how much, never which class: it may not hold a
+`class_path`. A scale overlay may carry `experiments: {<name>: {...}}`, of which the current experiment's part applies.
+Nothing here imports torch, so a wrong name is answered at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from experiments import schema
+from experiments.data_folder import DataFolder, find_data
+from experiments.errors import UsageError, nearest
+
+HOME = Path(__file__).parent
+# Sections that are one class's constructor arguments; model and data name their own class.
+FIXED_CLASSES = {
+    "trainer": "lightning.pytorch.Trainer",
+    "checkpoint": "lightning.pytorch.callbacks.ModelCheckpoint",
+    "evaluation": "lightning_modules.callbacks.retrieval_evaluation.RetrievalEvaluation",
+}
+SECTIONS = ("seed_everything", "trainer", "model", "data", *FIXED_CLASSES)
+NOT_EXPERIMENTS = {"base"}
+
+
+class Loader(yaml.SafeLoader):
+    """Safe YAML that reads 1e-4 as a number (YAML 1.1 wants 1.0e-4)."""
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+class Composition(NamedTuple):
+    """A composed configuration and where it came from."""
+
+    config: dict[str, Any]  # sections as LightningCLI takes them
+    experiment: str
+    scale: str
+    data: DataFolder
+    layers: tuple[str, ...]
+
+    @property
+    def seed(self) -> int:
+        return int(self.config["seed_everything"])
+
+
+def experiments() -> dict[str, Path]:
+    """Experiment names and files."""
+    return {file.stem: file for file in sorted(HOME.glob("*.yaml")) if file.stem not in NOT_EXPERIMENTS}
+
+
+def overlays(kind: str) -> dict[str, Path]:
+    """Names and files of the overlays of one kind, `data` or `scale`."""
+    return {file.stem: file for file in sorted((HOME / kind).glob("*.yaml"))}
+
+
+def compose(experiment: str, data: str, scale: str, seed: int | None, overrides: Sequence[str]) -> Composition:
+    """Merge the layers and the command line, fill in what the shard folder says, and check every key.
+
+    Args:
+        data: Name of a data set or path of a shard folder.
+        overrides: Command-line words such as `--model.lr=5e-5`.
+
+    Raises:
+        UsageError: On an unknown name or key, a value of the wrong type, or an overlay that changes a class.
+        DataError: If the shards are missing or unreadable.
+    """
+    known = experiments()
+    if experiment not in known:
+        raise UsageError(f"unknown experiment {experiment!r}: {nearest(experiment, known)}")
+    scales = overlays("scale")
+    if scale not in scales:
+        raise UsageError(f"unknown scale {scale!r}: {nearest(scale, scales)}")
+    config = merge(_read(HOME / "base.yaml"), _read(known[experiment]))
+    settings = parse_overrides(overrides)
+    check_keys(merge(config, settings))  # before the data: a typo should not wait for shards to be built
+    folder = find_data(data, overlays("data"))
+
+    files = [HOME / "base.yaml", known[experiment]]
+    for file in (folder.overlay, scales[scale]):
+        config = merge(config, _overlay(file, experiment))
+        files.append(file)
+    config = merge(config, settings)
+    if seed is not None:
+        config["seed_everything"] = seed
+    layers = tuple(str(file.relative_to(HOME.parent)) for file in files)
+    return finish(config, experiment, scale, folder, layers)
+
+
+def finish(
+    config: dict[str, Any], experiment: str, scale: str, folder: DataFolder, layers: Sequence[str]
+) -> Composition:
+    """Fill in what follows from the rest (folder, seed, the shards' tokenizer), then check every key."""
+    config["data"].setdefault("init_args", {}).update(folder=str(folder.path), seed=config["seed_everything"])
+    arguments = config["model"].setdefault("init_args", {})
+    known = schema.signature(config["model"]["class_path"])
+    tokenizer = arguments.get("tokenizer", known["tokenizer"].default if "tokenizer" in known else None)
+    if tokenizer == "shards":
+        arguments.update({key: value for key, value in folder.tokenizer_arguments().items() if key in known})
+    check_keys(config)
+    return Composition(config, experiment, scale, folder, tuple(layers))
+
+
+def check_keys(config: dict[str, Any]) -> None:
+    """Raise `UsageError` for the first key no class knows or value its type cannot hold."""
+    for section in ("model", "data"):
+        if "class_path" not in (config.get(section) or {}):
+            raise UsageError(f"no {section}.class_path: the experiment file must name the class")
+    for section, values in config.items():
+        if section not in SECTIONS:
+            raise UsageError(f"unknown key {section}: {nearest(section, SECTIONS)}")
+        if section == "seed_everything":
+            if type(values) is not int or values < 0:
+                raise UsageError(f"seed_everything expects an integer of 0 or more, got {values!r}")
+        elif not isinstance(values, dict):
+            raise UsageError(f"{section} expects keys below it, got {values!r}")
+        elif section in FIXED_CLASSES:
+            schema.check(section, values, FIXED_CLASSES[section])
+        else:
+            extra = set(values) - {"class_path", "init_args"}
+            if extra:
+                raise UsageError(f"unknown key {section}.{extra.pop()}: keys of the class go below init_args")
+            schema.check(section, values.get("init_args", {}), values["class_path"])
+
+
+def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`above` over `below`: mappings key by key, everything else replaced. Neither input is changed."""
+    merged = dict(below)
+    for key, value in above.items():
+        under = merged.get(key)
+        merged[key] = merge(under if isinstance(under, dict) else {}, value) if isinstance(value, dict) else value
+    return merged
+
+
+def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
+    """`--model.lr=5e-5 --trainer.devices 2` as a nested mapping; model.* and data.* go below init_args."""
+    found: dict[str, Any] = {}
+    words = list(words)
+    while words:
+        word = words.pop(0)
+        key, equals, text = word.partition("=")
+        if not key.startswith("--") or len(key) < 3:
+            raise UsageError(f"unexpected argument {word!r}: settings look like --model.lr=5e-5")
+        if not equals:
+            if not words or words[0].startswith("--"):
+                raise UsageError(f"{key} has no value: write {key}=VALUE")
+            text = words.pop(0)
+        found = merge(found, _nested(key[2:], _value(key, text)))
+    return found
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    path = key.split(".")
+    if path[0] not in SECTIONS:
+        raise UsageError(f"unknown key {key}: {nearest(path[0], [*SECTIONS, *OPTION_NAMES])}")
+    if path[0] in ("model", "data"):
+        if path[-1] == "class_path" or len(path) == 1:
+            raise UsageError(f"{key} chooses a class: that is what an experiment file is for (--exp)")
+        path = [path[0], "init_args", *(path[2:] if path[1] == "init_args" else path[1:])]
+        if key in ("data.seed", "data.folder"):
+            raise UsageError(f"--{key} follows from {'--seed' if path[-1] == 'seed' else '--data'}: set that instead")
+    for name in reversed(path):
+        value = {name: value}
+    return value
+
+
+OPTION_NAMES = ("exp", "data", "scale", "seed", "runs", "fresh", "config", "ckpt_path", "print_config")
+
+
+def _value(key: str, text: str) -> Any:
+    try:
+        return yaml.load(text, Loader)
+    except yaml.YAMLError:
+        raise UsageError(f"{key}: {text!r} is not readable as a YAML value") from None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found = yaml.load(file.read_text(encoding="utf-8"), Loader)
+    except yaml.YAMLError as problem:
+        mark = getattr(problem, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        raise UsageError(f"{file}{line}: not readable as YAML: {getattr(problem, 'problem', problem)}") from None
+    if found is not None and not isinstance(found, dict):
+        raise UsageError(f"{file}: expected a mapping of sections at the top level")
+    return found or {}
+
+
+def _overlay(file: Path, experiment: str) -> dict[str, Any]:
+    """An overlay's common keys with the current experiment's part over them."""
+    content = _read(file)
+    parts = content.pop("experiments", {})
+    unknown = set(parts) - set(experiments())
+    if unknown:
+        name = sorted(unknown)[0]
+        raise UsageError(f"{file}: experiments.{name}: unknown experiment, {nearest(name, experiments())}")
+    chosen = merge(content, parts.get(experiment) or {})
+    path = _find_key(chosen, "class_path")
+    if path:
+        raise UsageError(f"{file}: an overlay may not change a class ({path}): write an experiment file instead")
+    return chosen
+
+
+def _find_key(tree: Any, wanted: str) -> str | None:
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            if key == wanted:
+                return wanted
+            below = _find_key(value, wanted)
+            if below:
+                return f"{key}.{below}"
+    return None
+
+
+def dump(config: dict[str, Any]) -> str:
+    """A configuration as YAML text."""
+    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=110)

@@ -1,0 +1,151 @@
+"""LightningCLI as the engine: a composed configuration in, model, DataModule and Trainer out, types checked in full."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+import lightning
+from jsonargparse import ArgumentError, Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from experiments.errors import UsageError
+from experiments.progress import IntervalLine, Throughput, ThroughputBar
+from experiments.randomness import RandomState
+from experiments.runs import RunFolder
+from lightning_modules import RetrievalModule
+from lightning_modules.callbacks.retrieval_evaluation import RetrievalEvaluation
+
+
+class Engine(NamedTuple):
+    """Everything one run needs, built."""
+
+    model: RetrievalModule
+    data: Any  # the LightningDataModule of SPEC: ids, labels, captions, picture beside the loaders
+    trainer: lightning.Trainer
+    evaluation: RetrievalEvaluation
+    checkpoint: ModelCheckpoint
+    throughput: Throughput
+    interval_line: IntervalLine
+    config: dict[str, Any]  # with every default spelt out
+
+
+def build(config: dict[str, Any], run: RunFolder, loggers: list[Any]) -> Engine:
+    """Check types, seed, and build the classes of a composed configuration.
+
+    Args:
+        loggers: Handed to the Trainer, [] for none.
+
+    Raises:
+        UsageError: If a value does not fit its argument's type, or Lightning refuses the combination.
+    """
+    throughput = Throughput()
+    line = IntervalLine(throughput)
+    extra: list[Any] = [throughput, line, RandomState(), _last_checkpoint(run)]
+    if config["trainer"].get("enable_progress_bar") is not False:
+        extra.append(ThroughputBar(throughput))
+    try:
+        cli = _ExperimentCLI(config, run, extra, loggers)
+    except (ArgumentError, ValueError, MisconfigurationException) as problem:
+        raise UsageError(_said(problem)) from problem
+    cli.datamodule.use_input_spec(cli.model.input_spec())
+    _a_batch_for_each_rank(cli.datamodule, cli.trainer.world_size)
+    evaluation, checkpoint = cli.config_init.evaluation, cli.config_init.checkpoint
+    return Engine(cli.model, cli.datamodule, cli.trainer, evaluation, checkpoint, throughput, line, cli.resolved())
+
+
+class _ExperimentCLI(LightningCLI):
+    """LightningCLI over a composed mapping instead of the command line's words."""
+
+    def __init__(self, config: dict[str, Any], run: RunFolder, callbacks: list[Any], loggers: list[Any]) -> None:
+        self.run = run
+        self.loggers = loggers
+        super().__init__(
+            RetrievalModule,
+            lightning.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,  # the run folder's config.yaml is written before training starts
+            trainer_defaults={"callbacks": callbacks},
+            parser_kwargs={"exit_on_error": False},
+            args=config,
+            run=False,
+            auto_configure_optimizers=False,  # RetrievalModule configures its own
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(RetrievalEvaluation, "evaluation")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = parser.parse_object(args)  # the base method warns about words in sys.argv, which are ours
+
+    def before_instantiate_classes(self) -> None:
+        self.config.checkpoint.dirpath = str(self.run.checkpoints)
+
+    def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
+        return super().instantiate_trainer(logger=self.loggers or False, **kwargs)
+
+    def resolved(self) -> dict[str, Any]:
+        """The configuration with all defaults, as plain YAML values; the run folder's own path left out."""
+        import yaml
+
+        config: Namespace = self.config.clone()
+        config.checkpoint.dirpath = None
+        found = yaml.safe_load(self.parser.dump(config, skip_none=False, format="yaml"))
+        found.pop("config", None)
+        return dict(found)
+
+
+def _a_batch_for_each_rank(data: Any, world_size: int) -> None:
+    """Lightning leaves out the evaluation on a rank without batches, and the others would wait for it forever."""
+    if world_size > 1:
+        data.eval_batch_size = min(data.eval_batch_size, max(1, data.num_samples("gallery") // world_size))
+
+
+def _last_checkpoint(run: RunFolder) -> ModelCheckpoint:
+    """The state after each interval, for going on; the best one is the configured `checkpoint`."""
+    return ModelCheckpoint(
+        run.checkpoints,
+        filename=run.last.stem,
+        save_top_k=1,
+        enable_version_counter=False,
+        save_on_train_epoch_end=True,
+    )
+
+
+def shorten(message: str) -> str:
+    """The one sentence of a jsonargparse or Lightning message that says which key is wrong and why.
+
+    jsonargparse lists every type of a union with its own complaint and prints the whole value; "Expected NoneType"
+    is always among them and never what was meant.
+    """
+    lines = [line.strip().removeprefix("- ") for line in message.strip().splitlines() if line.strip()]
+    if len(lines) < 2:
+        return lines[0] if lines else "the configuration was refused without a reason"
+    keys = re.findall(r'key "([\w.]+)"', message)
+    expected, others, got = [], [], ""
+    for line in lines:
+        typed = re.match(r"Expected an? (.+?)(?:\. Got value: (.*))?$", line)
+        if typed:
+            expected.append(re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", typed[1]).replace("typing.", ""))
+            got = typed[2] or got
+        elif line.startswith("Given value: "):
+            got = got or line.removeprefix("Given value: ")
+        elif not re.match(r"Parser key|Does not validate|Subtypes:|Errors:|Given value type|Problem with", line):
+            others.append(line)
+    expected = [name for name in expected if name != "NoneType"]
+    reason = f"expected {' or '.join(expected)}, got {got[:60]}" if expected else " ".join(others)
+    return f"{'.'.join(keys)}: {reason}" if keys else reason
+
+
+def _said(problem: BaseException) -> str:
+    """The message for the user: our own error where jsonargparse has wrapped one, else the shortened outer one."""
+    inner: BaseException | None = problem
+    while inner is not None:
+        if type(inner).__name__ in ("ModelError", "DataError"):
+            return str(inner)
+        inner = inner.__cause__ or inner.__context__
+    return shorten(str(problem))

@@ -1,0 +1,233 @@
+"""Evaluating a checkpoint: first val, which chooses the feature, then test, which reports it. Never the other way."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import machine, scoreboard
+from experiments.config import HOME, Composition, Loader, finish, merge, overlays, parse_overrides
+from experiments.data_folder import find_data
+from experiments.errors import UsageError
+from experiments.output import log_file, say
+from experiments.runs import RunFolder, open_run, read_metrics, run_folder, write_json, write_text
+
+TOLERANCE = 1e-6  # between two evaluations of one checkpoint, on one process or several
+
+
+def measure(engine: Any, checkpoint: Path | None) -> dict[str, Any]:
+    """Results of val and test, {split: SplitResult}; the loggers hear nothing of it. Called by all ranks.
+
+    Args:
+        checkpoint: Weights to load; None evaluates the model as it stands.
+    """
+    path = str(checkpoint) if checkpoint else None
+    with _silent(engine.trainer):
+        for evaluate in (engine.trainer.validate, engine.trainer.test):
+            evaluate(engine.model, datamodule=engine.data, ckpt_path=path, verbose=False, weights_only=True)
+    return dict(engine.evaluation.results)
+
+
+@contextmanager
+def _silent(trainer: Any) -> Iterator[None]:
+    loggers, trainer.loggers = trainer.loggers, []
+    try:
+        yield
+    finally:
+        trainer.loggers = loggers
+
+
+def evaluate_run(path: str, data: str | None, overrides: list[str], command: str) -> dict[str, Any]:
+    """Re-evaluate a run's best checkpoint: on its own data in its own folder, on other data in a new one.
+
+    Raises:
+        UsageError: If the run has no checkpoint, or its shards are no longer the ones it was trained on.
+    """
+    from experiments.record import recorded_run
+
+    source = open_run(path)
+    composition = reopen(source, data, overrides)
+    trained = recorded_run(source)
+    own = data is None or composition.data.data_hash == trained.get("data_hash")
+    steps = read_metrics(source)["steps"] if source.metrics.is_file() else None
+    if not source.best.is_file() and steps != 0:
+        raise UsageError(f"{source.best}: missing, so there is nothing to evaluate; `make train` again writes it")
+    if own:
+        return _evaluate_own(source, composition, command)
+    target = run_folder(composition, source.root.parent, {"weights_of": source.run_id})
+    if source.best.is_file() and machine.rank() == 0:
+        _share(source.best, target.best)  # a normal run folder: it can be evaluated again
+    return _evaluate_into(target, composition, source.best if source.best.is_file() else None, command, steps or 0)
+
+
+def _share(file: Path, copy: Path) -> None:
+    """The same file under a second name, copied where the file system has no links."""
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    copy.unlink(missing_ok=True)
+    try:
+        os.link(file, copy)
+    except OSError:
+        shutil.copyfile(file, copy)
+
+
+def evaluate_untrained(composition: Composition, home: Path, command: str) -> dict[str, Any]:
+    """Evaluate an experiment as it is built, nothing trained: a pretrained model, say. Leaves a normal run folder."""
+    composition.config["trainer"]["max_steps"] = 0  # a run of its own, not the trained one
+    run = run_folder(composition, home)
+    return _evaluate_into(run, composition, None, command, steps=0)
+
+
+def reopen(source: RunFolder, data: str | None, overrides: list[str]) -> Composition:
+    """The configuration of an existing run, on its own or other data."""
+    import yaml
+
+    try:
+        config = yaml.load(source.config.read_text(encoding="utf-8"), Loader)
+        about = config.pop("run")
+        stored = config["data"]["init_args"]["folder"]
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError):
+        raise UsageError(f"{source.config}: not the configuration of a run") from None
+    folder = find_data(data or stored, overlays("data"))
+    if data is None and folder.data_hash != about["data_hash"]:
+        raise UsageError(
+            f"{stored}: the shards have changed since the run (hash {about['data_hash']}, now {folder.data_hash}); "
+            f"name the data with DATA={stored} to evaluate on them as they are"
+        )
+    if folder.data_hash != about["data_hash"] and config["model"]["init_args"].get("tokenizer") == "shards":
+        config["model"]["init_args"]["tokenizer"] = str(_keep_tokenizer(source, Path(stored)))
+    config = merge(config, parse_overrides(overrides))
+    return finish(config, about["experiment"], about["scale"], folder, [str(source.config)] * 2)
+
+
+def _keep_tokenizer(source: RunFolder, shards: Path) -> Path:
+    """The tokenizer a run was trained with, as a Hugging Face folder in it: other shards number words otherwise."""
+    folder, stored = source.root / "tokenizer", shards / "tokenizer.json"
+    if not (folder / "tokenizer.json").is_file():
+        if not stored.is_file():
+            raise UsageError(f"{stored}: missing, and other data has to be read with the tokenizer of the training")
+        special = {f"{kind}_token": f"[{kind.upper()}]" for kind in ("pad", "unk", "cls", "sep", "mask")}
+        write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **special})
+        write_text(folder / "tokenizer.json", stored.read_text(encoding="utf-8"))
+    return folder
+
+
+def _evaluate_own(run: RunFolder, composition: Composition, command: str) -> dict[str, Any]:
+    """Re-evaluate in the run's own folder; recorded numbers stay, and a difference is an error."""
+    from experiments.record import write_results
+
+    recorded = run.finished()
+    with log_file(run.log):
+        record = _measured(run, composition, run.best if run.best.is_file() else None, command, recorded)
+        if machine.rank() != 0:
+            return record
+        difference, key = _largest_difference(recorded, record) if recorded else (0.0, "")
+        if difference > TOLERANCE:
+            file = run.root / "metrics-eval.json"
+            write_json(file, record)
+            raise RuntimeError(
+                f"{key} differs from the recorded value by {difference:.2g}; {run.metrics} is kept, "
+                f"the new numbers are in {file}"
+            )
+        write_results(run, record)
+        say(scoreboard.render(record))
+        if recorded:
+            say(f"equals what training reported: {_count(recorded)} numbers, largest difference {difference:.1g}")
+    return record
+
+
+def _evaluate_into(
+    run: RunFolder, composition: Composition, checkpoint: Path | None, command: str, steps: int
+) -> dict[str, Any]:
+    from experiments.record import write_config, write_results
+
+    with log_file(run.log):
+        write_config(run, composition, composition.config)
+        record = _measured(run, composition, checkpoint, command, {"steps": steps})
+        if machine.rank() == 0:
+            write_results(run, record)
+            say(scoreboard.render(record))
+    return record
+
+
+def _measured(
+    run: RunFolder, composition: Composition, checkpoint: Path | None, command: str, before: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Build, evaluate, and put the record together; what only training knows is taken from `before`."""
+    from experiments.engine import build
+    from experiments.record import Outcome, assemble
+
+    machine.check_devices(composition.config["trainer"])
+    engine = build(composition.config, run, [])
+    results = measure(engine, checkpoint)
+    return assemble(Outcome(run, composition, engine, command, results, untrained=None), before or {})
+
+
+def _largest_difference(recorded: dict[str, Any], now: dict[str, Any]) -> tuple[float, str]:
+    pairs = [
+        (abs(value - now[split].get(key, np.inf)), f"{split}/{key}")
+        for split in ("val", "test")
+        for key, value in recorded[split].items()
+    ]
+    return max(pairs)
+
+
+def _count(recorded: dict[str, Any]) -> int:
+    return len(recorded["val"]) + len(recorded["test"])
+
+
+def show_split(composition: Composition, home: Path, split: str, checkpoint: str | None) -> dict[str, float]:
+    """`validate` and `test`: metrics of one split, printed and not kept.
+
+    The weights are those of `checkpoint`, else of the configuration's own run where it has been trained.
+    """
+    from experiments.engine import build
+
+    machine.check_devices(composition.config["trainer"])
+    run = run_folder(composition, home)
+    path = checkpoint_of(run, checkpoint)
+    engine = build(composition.config, run, [])
+    run_split = engine.trainer.validate if split == "val" else engine.trainer.test
+    with _silent(engine.trainer):
+        run_split(engine.model, datamodule=engine.data, ckpt_path=path, verbose=False, weights_only=True)
+    result = engine.evaluation.results[split]
+    say(f"{split} of {path or 'the untrained model'}, feature {result.feature}")
+    return dict(result.metrics)
+
+
+def checkpoint_of(run: RunFolder, given: str | None) -> str | None:
+    """The checkpoint a command means: the one given, else the run's best, else none."""
+    if given and not os.path.isfile(given):
+        raise UsageError(f"--ckpt_path {given}: no such file")
+    return given or (str(run.best) if run.best.is_file() else None)
+
+
+def predict(composition: Composition, home: Path, checkpoint: str | None) -> Path:
+    """Write the product embeddings of the test queries and the gallery to the run's `embeddings/<split>.npz`."""
+    from experiments.engine import build
+    from experiments.runs import atomic
+
+    run = run_folder(composition, home)
+    if composition.config["trainer"].get("devices") not in (None, 1, "1", "auto"):
+        raise UsageError("trainer.devices: predict writes from one process; use --trainer.devices=1")
+    composition.config["trainer"]["devices"] = 1
+    path = checkpoint_of(run, checkpoint)
+    engine = build(composition.config, run, [])
+    engine.data.setup("test")
+    folder = run.root / "embeddings"
+    loaders = engine.data.test_dataloader()
+    for split, loader in zip(engine.data.eval_splits("test"), loaders, strict=True):
+        batches: Any = engine.trainer.predict(engine.model, dataloaders=loader, ckpt_path=path, weights_only=True)
+        product_ND = np.concatenate([batch["product"].cpu().numpy() for batch in batches])
+        with atomic(folder / f"{split}.npz") as temporary:
+            np.savez_compressed(temporary, ids=engine.data.ids(split), product=product_ND)
+    say(f"embeddings of {path or 'the untrained model'} in {folder}")
+    return folder
+
+
+__all__ = ["HOME", "checkpoint_of", "evaluate_run", "evaluate_untrained", "measure", "predict", "reopen", "show_split"]

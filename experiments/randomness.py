@@ -1,0 +1,38 @@
+"""Random numbers of a run that goes on are those it would have drawn: Lightning's checkpoints leave them out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class RandomState(Callback):
+    """Keeps torch's generators in the checkpoint; dropout is what draws from them (masks and data have their own).
+
+    Only rank zero's state is in the file; other ranks start from a seed of their own, so that ranks still differ.
+    """
+
+    def __init__(self) -> None:
+        self._restored: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            state["cuda"] = torch.cuda.get_rng_state()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._restored = state_dict
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        state, self._restored = self._restored, None
+        if state is None:
+            return
+        if trainer.global_rank:
+            torch.manual_seed(torch.initial_seed() + trainer.global_step + trainer.global_rank)
+            return
+        torch.set_rng_state(state["cpu"].cpu())
+        if "cuda" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda"].cpu())

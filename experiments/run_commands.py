@@ -1,0 +1,130 @@
+"""The commands that compute with a model: fit, validate, test, predict and eval."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from experiments.errors import UsageError
+from experiments.parser import Parser, command_line
+
+DEFAULT_EXPERIMENT, DEFAULT_DATA, DEFAULT_SCALE = "capture", "product1m", "paper"
+
+
+def _run_parser(command: str, description: str) -> Parser:
+    parser = Parser(
+        command,
+        f"{description}. Settings of any class follow as --model.lr=5e-5, --data.batch_size=32, "
+        "--trainer.devices=2, --evaluation.backend=faiss, --checkpoint.…",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_choice_options(parser)
+    parser.add_argument("--runs", default="runs", metavar="DIR", help="where run folders are (default: runs)")
+    if command == "fit":
+        parser.add_argument("--fresh", action="store_true", help="delete an earlier run of the same id first")
+        parser.add_argument("--print_config", action="store_true", help="print the merged configuration and stop")
+    else:
+        parser.add_argument("--ckpt_path", metavar="FILE", help="checkpoint (default: the best one of the run)")
+    return parser
+
+
+def _add_choice_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--exp", default=DEFAULT_EXPERIMENT, metavar="NAME", help="experiment (default: capture)")
+    parser.add_argument(
+        "--data", default=DEFAULT_DATA, metavar="NAME|FOLDER", help="data set or shard folder (default: product1m)"
+    )
+    parser.add_argument("--scale", default=DEFAULT_SCALE, metavar="NAME", help="paper, small or tiny (default: paper)")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of weights, masks and data order (default: 0)")
+
+
+def _keys_help() -> str:
+    """Names that can be chosen and keys that can be set, for --help."""
+    from experiments import config, schema
+
+    lines = [f"experiments: {', '.join(config.experiments())}"]
+    lines += [f"{kind + ':':<12} {', '.join(config.overlays(kind))}" for kind in ("data", "scale")]
+    classes = {"model": "lightning_modules.CAPTURE", "data": "datamodules.Product1M", **config.FIXED_CLASSES}
+    for section, class_path in classes.items():
+        lines.append(f"\n--{section}.*: {', '.join(schema.signature(class_path))}")
+    return "\n".join(lines)
+
+
+def run_command(command: str, description: str, words: list[str]) -> int | None:
+    """Run fit, validate, test or predict; the exit code."""
+    parser = _run_parser(command, description)
+    if {"-h", "--help"} & set(words):
+        parser.epilog = _keys_help()
+    options, settings = parser.parse_known_args(words)
+    from experiments import config, machine
+    from experiments.output import say
+    from experiments.runs import clear, run_folder
+
+    composition = config.compose(options.exp, options.data, options.scale, options.seed, settings)
+    run = run_folder(composition, Path(options.runs))
+    if command == "fit" and options.print_config:
+        print(config.dump(composition.config), end="")
+        return 0
+    if command == "predict":
+        from experiments.evaluate import predict
+
+        predict(composition, Path(options.runs), options.ckpt_path)
+        return 0
+    if command != "fit":
+        from experiments.evaluate import show_split
+
+        split = "val" if command == "validate" else "test"
+        say(json.dumps(show_split(composition, Path(options.runs), split, options.ckpt_path), indent=2))
+        return 0
+    machine.check_devices(composition.config["trainer"])
+    if options.fresh and machine.rank() == 0:
+        clear(run)
+    fit(composition, run, command_line("fit", words))
+    return 0
+
+
+def fit(composition: Any, run: Any, command: str) -> dict[str, Any]:
+    """Train unless that is done already, and print the table either way."""
+    from experiments import scoreboard
+    from experiments.announce import announce
+    from experiments.output import log_file, note, say
+
+    about = announce(composition, run)
+    say(about)  # before torch is imported, so that a wrong layer is seen at once
+    record = run.finished()
+    if record:
+        say(f"finished already: {run.metrics} (--fresh trains again)\n{scoreboard.render(record)}")
+    else:
+        with log_file(run.log):
+            from experiments.train import train
+
+            note(f"{command}\n{about}")
+            record = train(composition, run, command)
+            say(scoreboard.render(record))
+    say(f"numbers    {run.metrics}\ncheckpoint {run.best}\nreport     make report RUN={run.root}")
+    return record
+
+
+def eval_command(description: str, words: list[str]) -> None:
+    """Re-evaluate a run, or evaluate a model that needs no training."""
+    parser = Parser("eval", description)
+    parser.add_argument("--run", metavar="RUN", help="run folder whose best checkpoint is evaluated again")
+    parser.add_argument("--exp", metavar="NAME", help="experiment to evaluate as it is built, nothing trained")
+    parser.add_argument("--data", metavar="NAME|FOLDER", help="other data (default: the run's own)")
+    parser.add_argument("--scale", default=DEFAULT_SCALE, metavar="NAME", help="with --exp (default: paper)")
+    parser.add_argument("--seed", type=int, metavar="N", help="with --exp")
+    parser.add_argument("--runs", default="runs", metavar="DIR", help="with --exp: where the run folder goes")
+    options, settings = parser.parse_known_args(words)
+    if (options.run is None) == (options.exp is None):
+        raise UsageError("eval wants a run folder (RUN=runs/<run_id>) or an experiment (EXP=<name> DATA=<name>)")
+    from experiments import config
+    from experiments.evaluate import evaluate_run, evaluate_untrained
+
+    command = command_line("eval", words)
+    if options.run:
+        evaluate_run(options.run, options.data, settings, command)
+    else:
+        data = options.data or DEFAULT_DATA
+        composition = config.compose(options.exp, data, options.scale, options.seed, settings)
+        evaluate_untrained(composition, Path(options.runs), command)

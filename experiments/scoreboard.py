@@ -1,0 +1,70 @@
+"""The table a run ends with: the product feature beside everything it must beat, with intervals over queries."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+
+from retrieval.significance import paired_bootstrap
+
+# Row of the table -> prefix of its metrics and per-query scores. The first is what all others are compared with.
+ROWS = {
+    "product feature": "",
+    "image only": "image/",
+    "text only": "text/",
+    "untrained model": "untrained/",
+    "TF-IDF on captions": "tfidf/",
+    "random order": "random/",
+}
+COLUMNS = ("mAP@10", "mAR@10")
+
+
+def intervals(per_query: dict[str, np.ndarray]) -> dict[str, dict[str, list[float]]]:
+    """95 % intervals over queries of product minus each rival: {rival: {metric: [mean, low, high]}}."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for prefix in list(ROWS.values())[1:]:
+        for column in COLUMNS:
+            if column in per_query and prefix + column in per_query:
+                low_high = paired_bootstrap(per_query[column], per_query[prefix + column])
+                found.setdefault(prefix.rstrip("/"), {})[column] = [float(v) for v in low_high[:3]]
+    return found
+
+
+def value_of(record: dict[str, Any], split: str, prefix: str, column: str) -> float | None:
+    """A number of metrics.json by table row: floors stand apart from the model's own metrics."""
+    found: Any = record.get(split, {}).get(prefix + column)
+    if found is None:
+        found = record.get("floors", {}).get(split, {}).get(prefix.rstrip("/"), {}).get(column)
+    return None if found is None else float(found)
+
+
+def render(record: dict[str, Any], split: str = "test") -> str:
+    """The table of one run and split as text, for terminal and log."""
+    from rich.console import Console
+    from rich.table import Table
+
+    feature = record.get("feature")
+    table = Table(title=f"{record['run_id']} · {split}", title_justify="left")
+    table.add_column("")
+    for column in COLUMNS:
+        table.add_column(column, justify="right")
+        table.add_column("product − this  [95 %]", justify="right")
+    for row, prefix in ROWS.items():
+        cells = []
+        for column in COLUMNS:
+            value = value_of(record, split, prefix, column)
+            cells.append("–" if value is None else f"{value:.4f}")
+            low_high = record.get("intervals", {}).get(split, {}).get(prefix.rstrip("/"), {}).get(column)
+            cells.append("" if not low_high else "{:+.3f}  [{:+.3f}, {:+.3f}]".format(*low_high))
+        label = f"{row} ({feature})" if not prefix and feature else row
+        if any(cell not in ("–", "") for cell in cells):
+            table.add_row(label, *cells)
+    buffer = io.StringIO()
+    Console(file=buffer, width=118).print(table)
+    lines = [buffer.getvalue().rstrip()]
+    unscorable = record.get("unscorable_val" if split == "val" else "unscorable", 0)
+    if unscorable:
+        lines.append(f"{unscorable} queries have a label without gallery items and count as 0")
+    return "\n".join(lines)

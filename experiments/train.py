@@ -1,0 +1,112 @@
+"""Fit, then test the best checkpoint: the whole life of a run, from an empty folder to its metrics.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from experiments import machine, wandb_logger
+from experiments.config import Composition
+from experiments.engine import Engine, build
+from experiments.evaluate import measure
+from experiments.history_logger import History
+from experiments.output import say
+from experiments.progress import all_skipped
+from experiments.record import Outcome, assemble, write_config, write_results
+from experiments.runs import RunFolder, config_hash, git_state
+
+
+def train(composition: Composition, run: RunFolder, command: str) -> dict[str, Any]:
+    """Train, test and record. An interrupted run goes on after its last finished interval.
+
+    Returns:
+        The content of metrics.json.
+    """
+    machine.check_devices(composition.config["trainer"])
+    resume = run.last if run.last.is_file() else None
+    loggers = _loggers(composition, run, resume)
+    engine = build(composition.config, run, loggers)
+    write_config(run, composition, engine.config)
+    say(_size(engine))
+    untrained = _before_training(engine, again=resume is not None)
+    if resume:
+        say(f"going on from {resume}")
+    engine.trainer.fit(engine.model, datamodule=engine.data, ckpt_path=resume, weights_only=True)
+    best = _best(engine, run)
+    record = _record(composition, run, engine, command, untrained, best)
+    if machine.rank() == 0:
+        write_results(run, record)
+        _to_loggers(engine, record)
+    return record
+
+
+def _loggers(composition: Composition, run: RunFolder, resume: Path | None) -> list[Any]:
+    step = None
+    if resume:
+        step = int(torch.load(resume, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    loggers: list[Any] = [History(run.history, step)]
+    if composition.config["trainer"].get("logger") is not False:
+        about = {"git": git_state(), "config_hash": config_hash(composition), "scale": composition.scale}
+        about |= {"experiment": composition.experiment, "data": composition.data.name}
+        loggers += wandb_logger.open_logger(run, {**about, **composition.config})
+    return loggers
+
+
+def _size(engine: Engine) -> str:
+    parameters = sum(p.numel() for p in engine.model.parameters() if p.requires_grad)
+    return f"{type(engine.model).__name__}: {parameters / 1e6:.2f} million parameters"
+
+
+def _before_training(engine: Engine, again: bool) -> dict[str, Any]:
+    """Results of the untrained model; drawing none of the random numbers that training will draw."""
+    say("evaluating the untrained model, a floor that training must leave behind")
+    with isolate_rng():
+        results = measure(engine, None)
+    if machine.rank() == 0 and not again:  # a run that goes on has this in its curves
+        shown = {f"val/{key}": results["val"].metrics[key] for key in ("mAP@10", "mAR@10")}
+        for logger in engine.trainer.loggers:
+            logger.log_metrics(shown, step=0)
+    return results
+
+
+def _best(engine: Engine, run: RunFolder) -> Path:
+    """The best checkpoint by val/mAP@10; where no interval was completed, the weights as they are."""
+    if not engine.checkpoint.best_model_path:
+        say("no interval was completed, so the final weights are tested (make trainer.max_steps larger)")
+        engine.trainer.save_checkpoint(run.best)
+    elif engine.interval_line.last_step != engine.trainer.global_step:
+        left = engine.trainer.global_step - engine.interval_line.last_step
+        say(f"the last {left} steps fill no interval and were not evaluated (data.steps_per_epoch)")
+    return run.best
+
+
+def _record(
+    composition: Composition, run: RunFolder, engine: Engine, command: str, untrained: dict[str, Any], best: Path
+) -> dict[str, Any]:
+    steps = engine.trainer.global_step
+    training = {f"training/{reason}": n for reason, n in all_skipped(engine.trainer).items()}
+    skipped = {f"build/{reason}": n for reason, n in composition.data.skipped().items()} | training
+    seconds, samples = engine.throughput.seconds, engine.throughput.samples  # loading a checkpoint restores its own
+    results = measure(engine, best)
+    about = {
+        "steps": steps,
+        "train_seconds": round(seconds, 1),
+        "samples_per_second": round(samples / seconds, 1) if seconds else None,
+        "skipped": skipped,
+    }
+    say("skipped samples: " + (", ".join(f"{reason} {n}" for reason, n in sorted(skipped.items())) or "none"))
+    return assemble(Outcome(run, composition, engine, command, results, untrained), about)
+
+
+def _to_loggers(engine: Engine, record: dict[str, Any]) -> None:
+    """Final test numbers and a look at some queries; the run is safe on disk by now."""
+    final = {f"test/{key}": value for key, value in record["test"].items()}
+    for floor, metrics in record["floors"]["test"].items():
+        final |= {f"test/floor/{floor}/{key}": metrics[key] for key in ("mAP@10", "mAR@10")}
+    for logger in engine.trainer.loggers:
+        logger.log_metrics(final, step=record["steps"])
+    wandb_logger.show_hits(engine.trainer.loggers, engine.data, engine.evaluation.results["test"])
+    wandb_logger.close(engine.trainer.loggers)

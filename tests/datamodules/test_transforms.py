@@ -1,0 +1,156 @@
+"""Pictures: whatever a shop uploads becomes an upright square, or a counted error."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from random import Random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from datamodules.pictures import PictureError, decode_picture, plain_jpeg_size
+from datamodules.transforms import Jitter, Letterbox, picture_to_square
+
+
+def _bytes(image: Image.Image, codec: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, codec, **options)
+    return buffer.getvalue()
+
+
+def _square(data: bytes, size_px: int = 32, rng: Random | None = None) -> tuple[np.ndarray, Letterbox]:
+    out = np.full((size_px, size_px, 3), 7, np.uint8)
+    return out, picture_to_square(data, out, Jitter() if rng else None, rng)
+
+
+def _two_tone(size: tuple[int, int] = (60, 30)) -> Image.Image:
+    """Left half red, right half blue."""
+    image = Image.new("RGB", size, (200, 0, 0))
+    image.paste((0, 0, 200), (size[0] // 2, 0, *size))
+    return image
+
+
+@pytest.mark.parametrize("codec", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_a_wide_picture_lies_on_white_with_its_aspect_ratio(codec: str) -> None:
+    out, box = _square(_bytes(_two_tone(), codec))
+    assert (out[:8] == 255).all()
+    assert (out[24:] == 255).all()
+    assert (box.left_px, box.top_px) == (0, 8)
+    assert np.abs(out[16, 4].astype(int) - (200, 0, 0)).max() < 12
+    assert np.abs(out[16, 28].astype(int) - (0, 0, 200)).max() < 12
+    assert box.boxes(np.array([[0, 0, 60, 30], [30, 0, 90, 30]])).tolist() == [[0, 8, 32, 24], [16, 8, 32, 24]]
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        _two_tone().convert("P"),
+        _two_tone().convert("CMYK"),
+        _two_tone().convert("RGBA"),
+        _two_tone().convert("YCbCr"),
+    ],
+    ids=lambda image: image.mode,
+)
+def test_every_colour_mode_keeps_its_colours(image: Image.Image) -> None:
+    codec = "JPEG" if image.mode in ("CMYK", "YCbCr") else "PNG"
+    out, _ = _square(_bytes(image, codec))
+    assert np.abs(out[16, 4].astype(int) - (200, 0, 0)).max() < 12
+
+
+def test_transparency_becomes_white_and_sixteen_bits_become_eight() -> None:
+    clear = Image.new("RGBA", (8, 8), (10, 200, 10, 0))
+    assert (_square(_bytes(clear))[0] == 255).all()
+    palette = Image.new("RGB", (8, 8), (10, 200, 10)).quantize(4)
+    assert (_square(_bytes(palette, transparency=palette.getpixel((0, 0))))[0] == 255).all()
+    deep = Image.fromarray(np.full((8, 8), 128 * 257, np.uint16))
+    assert (_square(_bytes(deep))[0] == 128).all()
+
+
+def test_exif_rotation_is_applied() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: the first row is the right side
+    data = _bytes(_two_tone(), "JPEG", exif=exif)
+    assert plain_jpeg_size(data) is None
+    assert decode_picture(data)[1:] == (30, 60)
+    out, _ = _square(data)
+    assert np.abs(out[4, 16].astype(int) - (200, 0, 0)).max() < 12
+
+
+def test_an_animation_gives_its_first_frame() -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    data = _bytes(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert _square(data)[0][16, 16].tolist() == [255, 0, 0]
+
+
+def test_the_fast_jpeg_path_gives_pillows_pixels() -> None:
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (9, 9, 3)).astype(np.uint8)).resize((32, 32), Image.Resampling.BICUBIC)
+    for options in ({}, {"progressive": True}, {"subsampling": 0, "quality": 95}):
+        data = _bytes(image, "JPEG", **options)
+        assert plain_jpeg_size(data) == (32, 32)
+        assert np.abs(_square(data)[0].astype(int) - np.asarray(decode_picture(data).image)).max() <= 2
+
+
+def test_a_large_jpeg_is_decoded_small_but_not_too_small() -> None:
+    data = _bytes(_two_tone((1600, 800)), "JPEG")
+    assert max(decode_picture(data, needed_px=180).image.size) == 200
+    assert max(decode_picture(data, needed_px=300).image.size) == 400
+    assert max(decode_picture(data, needed_px=5000).image.size) == 1600
+    assert _square(data)[1].boxes(np.array([[0, 0, 1600, 800]])).tolist() == [[0, 8, 32, 24]]
+
+
+def test_too_many_pixels_are_refused_before_decoding() -> None:
+    header = bytearray(_bytes(Image.new("L", (1, 1))))
+    for size_px in (10_000, 100_000):  # claims 100 megapixels, and what Pillow itself calls a bomb
+        header[16:24] = size_px.to_bytes(4, "big") * 2
+        header[29:33] = zlib.crc32(bytes(header[12:29])).to_bytes(4, "big")
+        with pytest.raises(PictureError) as caught:
+            decode_picture(bytes(header))
+        assert caught.value.reason == "picture_too_large"
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_damaged_bytes_give_a_picture_or_a_picture_error(data: st.DataObject) -> None:
+    whole = bytearray(_bytes(_two_tone(), data.draw(st.sampled_from(["JPEG", "PNG", "GIF", "WEBP"]))))
+    for _ in range(data.draw(st.integers(0, 3))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    cut = bytes(whole[: data.draw(st.integers(0, len(whole)))])
+    problem = None
+    try:
+        _square(cut)
+    except PictureError as error:
+        problem = error
+    assert problem is None or problem.reason in ("undecodable_picture", "picture_too_large")
+    assert "\n" not in str(problem)
+
+
+def test_half_a_jpeg_is_undecodable() -> None:
+    data = _bytes(_two_tone((200, 200)), "JPEG")
+    for cut in (0, 2, 100, len(data) // 2, len(data) - 2):
+        with pytest.raises(PictureError):
+            _square(data[:cut])
+
+
+@settings(max_examples=60, deadline=None)
+@given(width=st.integers(1, 90), height=st.integers(1, 90), seed=st.integers(0, 1000))
+def test_jitter_is_seeded_light_and_never_mirrors(width: int, height: int, seed: int) -> None:
+    data = _bytes(_two_tone((width, height)))
+    out, box = _square(data, rng=Random(seed))
+    again, _ = _square(data, rng=Random(seed))
+    assert (out == again).all()
+    left, top, right, bottom = box.boxes(np.array([[0, 0, width, height]]))[0]
+    assert max(right - left, bottom - top) >= 0.8 * 32, "most of the picture stays in view"
+    if width >= 20 and height >= 20:
+        seen = out[int(top) : int(bottom), int(left) : int(right)].astype(int)
+        assert seen[:, 0, 0].mean() > seen[:, 0, 2].mean(), "left stays left"
+        assert seen[:, -1, 2].mean() > seen[:, -1, 0].mean()
+
+
+def test_different_seeds_give_different_views() -> None:
+    data = _bytes(_two_tone((50, 50)))
+    assert len({_square(data, rng=Random(seed))[0].tobytes() for seed in range(8)}) > 4

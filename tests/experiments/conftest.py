@@ -1,0 +1,53 @@
+"""One small shard folder and one short training, shared by the tests of this package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from experiments.cli import main
+
+# A network small enough to train in seconds; everything else is the tiny scale.
+SMALL = [
+    *("--model.width=32", "--model.output_width=16", "--model.text_ffn=32", "--model.image_ffn=32"),
+    *("--model.cross_width=16", "--model.image_size_px=32", "--data.num_workers=0", "--data.batch_size=8"),
+    *(
+        "--data.steps_per_epoch=3",
+        "--trainer.max_steps=6",
+        "--trainer.accelerator=cpu",
+        "--trainer.log_every_n_steps=2",
+    ),
+]
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic shop with 24 labels."""
+    from datamodules.catalogues import open_catalogue
+    from datamodules.write_shards import build
+
+    folder = tmp_path_factory.mktemp("data") / "synthetic"
+    sizes = {"num_train_singles": 20, "num_train_multis": 12, "num_gallery": 72, "num_val": 9, "num_test": 12}
+    catalogue = open_catalogue("synthetic", None, num_labels=24, image_size_px=40, **sizes)
+    build(catalogue, folder, shard_size=32, progress=False)
+    return folder
+
+
+def fit_words(shards: Path, runs: Path, *more: str) -> list[str]:
+    """The words of a short training."""
+    where = ["--data", str(shards), "--runs", str(runs)]
+    return ["fit", "--exp", "capture", "--scale", "tiny", *where, *SMALL, *more]
+
+
+@pytest.fixture(scope="session")
+def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, with W&B offline."""
+    runs = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("WANDB_API_KEY", "WANDB_PROJECT"):
+            patch.delenv(name, raising=False)
+        patch.setenv("WANDB_MODE", "offline")
+        assert main(fit_words(shards, runs)) == 0
+    (folder,) = runs.iterdir()
+    return folder

@@ -1,0 +1,110 @@
+"""A run's name follows from what decides its numbers, and its files are whole or absent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from experiments import runs
+from experiments.errors import UsageError
+from tests.experiments.test_config import compose, write_folder
+
+HOME = Path("runs")
+
+
+def run_id(folder: Path, *settings: str, scale: str = "tiny", seed: int | None = None) -> str:
+    return runs.run_folder(compose(folder, *settings, scale=scale, seed=seed), HOME).run_id
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_folder(tmp_path / "synthetic", "synthetic")
+
+
+def test_the_name_has_four_parts(folder: Path) -> None:
+    experiment, data, seed, digest = run_id(folder, seed=4).split("-")
+    assert (experiment, data, seed) == ("capture", "synthetic", "4")
+    assert len(digest) == 8
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *("--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu", "--trainer.logger=false"),
+        *("--data.num_workers=3", "--data.pin_memory=true", "--data.eval_batch_size=7", "--evaluation.backend=faiss"),
+        *("--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false", "--model.dropout=0.1"),
+    ],
+)
+def test_how_and_where_it_runs_is_not_in_the_name(folder: Path, setting: str) -> None:
+    assert run_id(folder, setting) == run_id(folder)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *("--model.lr=2e-5", "--model.objectives=[clr]", "--model.co_layers=2", "--data.batch_size=8"),
+        *("--trainer.max_steps=9", "--trainer.precision=bf16-mixed", "--evaluation.ks=[10]", "--data.augment=false"),
+    ],
+)
+def test_what_decides_the_numbers_is(folder: Path, setting: str) -> None:
+    assert run_id(folder, setting) != run_id(folder)
+
+
+def test_the_seed_changes_its_own_part_only(folder: Path) -> None:
+    assert run_id(folder, seed=1).rsplit("-", 1)[1] == run_id(folder, seed=2).rsplit("-", 1)[1]
+    assert run_id(folder, seed=1) != run_id(folder, seed=2)
+
+
+def test_the_same_shards_elsewhere_are_the_same_run(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    moved = write_folder(tmp_path / "elsewhere" / "shards", "synthetic")
+    changed = write_folder(tmp_path / "changed", "synthetic", data_hash="f" * 16)
+    assert run_id(moved) == run_id(folder)
+    assert run_id(changed) != run_id(folder)
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.json"
+    runs.write_json(file, {"a": 1})
+
+    def fail() -> None:
+        with runs.atomic(file) as temporary:
+            temporary.write_text("{")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fail()
+    assert file.read_text() == '{\n  "a": 1\n}\n'
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_folder_counts_as_finished_with_its_test_numbers(tmp_path: Path) -> None:
+    run = runs.RunFolder(tmp_path)
+    assert run.finished() is None
+    runs.write_json(run.metrics, {"val": {}})
+    assert run.finished() is None
+    runs.write_json(run.metrics, {"test": {"mAP@10": 1.0}})
+    assert run.finished() == {"test": {"mAP@10": 1.0}}
+
+
+def test_a_missing_run_is_answered_with_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "capture-synthetic-0-abc").mkdir()
+    (tmp_path / "capture-synthetic-0-abc" / "config.yaml").write_text("run: {}")
+    with pytest.raises(UsageError, match="did you mean 'capture-synthetic-0-abc'"):
+        runs.open_run(tmp_path / "capture-synthetic-0-abd")
+    with pytest.raises(UsageError, match="no run folder"):
+        runs.open_run(tmp_path)
+
+
+def test_unreadable_metrics_are_a_usage_error(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text("{")
+    with pytest.raises(UsageError, match="not readable as JSON"):
+        runs.read_metrics(runs.RunFolder(tmp_path))
+
+
+def test_git_state_names_a_commit_of_this_repository() -> None:
+    state = runs.git_state()
+    assert set(state) == {"commit", "dirty"}
+    if state["commit"] is not None:
+        assert len(state["commit"]) == 40
