@@ -28,7 +28,7 @@ $(STAMP): requirements.lock
 	  uv=$(VENV)/tools/bin/uv; \
 	  test -x $$uv || { echo "bringing uv into $(VENV)/tools"; \
 	    $(PYTHON) -m venv $(VENV)/tools && $(VENV)/tools/bin/python -m pip install --quiet uv; }; fi; \
-	$$uv pip sync --quiet --python $(PY) --require-hashes requirements.lock
+	$$uv pip sync --quiet --compile-bytecode --python $(PY) --require-hashes requirements.lock
 	@touch $@
 
 demo: setup ## the whole path on the embedded catalogue: shards, training, evaluation, table, report

@@ -11,11 +11,12 @@ from torch.utils.data import DataLoader
 from datamodules.batch import ProductBatch
 from datamodules.batching import PREFETCH_BATCHES
 from datamodules.errors import DataError
-from datamodules.shards import Delivery, EvaluationStream, Failure, TrainStream, limit_threads, unchanged
+from datamodules.shards import Delivery, EvaluationStream, Failure, TrainStream, import_reader, limit_threads, unchanged
 
 
 def open_stream(stream: TrainStream | EvaluationStream, num_workers: int, pin_memory: bool) -> DataLoader:
     """A DataLoader over a stream that makes its own batches."""
+    import_reader()
     return DataLoader(
         stream,
         batch_size=None,

@@ -238,6 +238,18 @@ class EvaluationStream(IterableDataset):
             first = last + 1
 
 
+def import_reader() -> None:
+    """Import webdataset in the main process: forked workers have it then, or each would import it at each start.
+
+    Raises:
+        DataError: it is not installed, or broken.
+    """
+    try:
+        import webdataset.tariterators  # noqa: F401
+    except Exception as error:
+        raise DataError(f"webdataset cannot be imported ({error}), shards cannot be read. Run `make setup`.") from None
+
+
 def limit_threads(_worker: int) -> None:
     """Worker initialiser: one thread each, or the workers and the model fight for the same cores."""
     import os

@@ -59,7 +59,8 @@ def build(
         progress: show a bar.
         name: of the data set; None = the folder's name.
         pictures: store the pictures; False for regions only.
-        regions: precomputed regions of a record (None = it has none and is skipped); pickled to the workers.
+        regions: precomputed regions of a record (None = it has none and is skipped); pickled to the workers. Its
+            results are not compared with those of an earlier build: give new regions a new folder.
 
     Returns:
         The manifest.
@@ -121,7 +122,10 @@ def _finished(folder: Path, source: str, settings: dict[str, Any], wanted: dict[
         raise DataError(
             f"{folder} holds shards of '{old['source']}', not '{source}'. Choose another OUT, or delete the folder."
         )
-    before, after = {**old["settings"], **old["build"]}, {**settings, **wanted}
+    before, after = (
+        {**{f"catalogue.{key}": value for key, value in of_catalogue.items()}, **of_build}
+        for of_catalogue, of_build in ((old["settings"], old["build"]), (settings, wanted))
+    )
     changed = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
     if not changed:
         try:

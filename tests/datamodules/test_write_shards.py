@@ -122,7 +122,7 @@ def test_a_changed_setting_is_said_and_built_again(tmp_path: Path, caplog: pytes
     assert verify(tmp_path) == []
     caplog.clear()
     _build(tmp_path, TinyCatalogue({**COUNTS, "train": 24}), shard_size=12)
-    assert "built again" in caplog.text
+    assert "catalogue.counts {'train': 23" in caplog.text
 
 
 def test_another_source_does_not_overwrite_a_folder(tmp_path: Path) -> None:
