@@ -63,7 +63,7 @@ def _measure(
         torch.stack([value for key, value in losses.items() if not key.startswith("_")]).sum().backward()
         optimizer.step()
 
-    swaps = [
+    swaps: list[Any] = [
         mock.patch.object(attention, "attend", _plain_attend),
         mock.patch.object(MaskedLanguageModelling, "forward", _full_length_mlm),
         mock.patch.object(MaskedRegionModelling, "forward", _full_length_mrm),

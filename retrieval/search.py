@@ -193,9 +193,7 @@ def _search_all(
     return np.where(place_BK < ends_B[:, None], packed_P[np.minimum(place_BK, len(row_P) - 1)], LAST)
 
 
-def _sort_all(
-    query_BD: Tensor, gallery_ND: Tensor, own_B: np.ndarray, ranks_N: np.ndarray, kept: int
-) -> np.ndarray:
+def _sort_all(query_BD: Tensor, gallery_ND: Tensor, own_B: np.ndarray, ranks_N: np.ndarray, kept: int) -> np.ndarray:
     """As `_search_all` for a collapsed or untrained model, to which nearly every item is a candidate.
 
     One float64 product is then far cheaper than pairs one by one; its order of summation moves the 16th digit, of

@@ -13,7 +13,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from lightning_modules.errors import ModelError
 
-_SCRATCH = {"resnet_tiny": (32, 64, 128, 192), "resnet_small": (64, 128, 256, 512)}
+_SCRATCH = {"resnet_tiny": (16, 32, 64, 128), "resnet_small": (64, 128, 256, 512)}
 _TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnet101")
 
 
