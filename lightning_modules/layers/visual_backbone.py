@@ -22,10 +22,10 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, width_in: int, width: int) -> None:
         super().__init__()
-        last_norm = nn.GroupNorm(8, width)
+        last_norm = nn.GroupNorm(1, width)
         self.body = nn.Sequential(
             nn.Conv2d(width_in, width, 3, stride=2, padding=1, bias=False),
-            nn.GroupNorm(8, width),
+            nn.GroupNorm(1, width),
             nn.ReLU(inplace=True),
             nn.Conv2d(width, width, 3, padding=1, bias=False),
             last_norm,
@@ -52,7 +52,7 @@ class ScratchBackbone(nn.Module):
         self.width = widths[-1]
         self.stem = nn.Sequential(
             nn.Conv2d(3, widths[0], 5, stride=2, padding=2, bias=False),
-            nn.GroupNorm(8, widths[0]),
+            nn.GroupNorm(1, widths[0]),
             nn.ReLU(inplace=True),
         )
         self.blocks = nn.Sequential(*(ResidualBlock(a, b) for a, b in pairwise(widths)))
