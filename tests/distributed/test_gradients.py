@@ -51,4 +51,4 @@ def test_losses_and_gradients_equal_one_process(world: int, tmp_path: Path) -> N
     for found in run_on_ranks(world, tmp_path, _losses_and_gradients):
         assert found.keys() == expected.keys()
         for name, value in expected.items():
-            torch.testing.assert_close(found[name], value, atol=2e-6, rtol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(found[name], value, atol=2e-5, rtol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
