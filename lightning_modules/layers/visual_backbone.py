@@ -55,8 +55,8 @@ class ScratchBackbone(nn.Module):
 
     def forward(self, pixels_B3HW: Tensor) -> Tensor:
         map_BDHW = self.blocks(torch.relu(self.stem(pixels_B3HW)))
-        # Without normalisation inside, the scale of the output drifts by orders of magnitude; this bounds it per picture
-        # and leaves all proportions.
+        # Without normalisation inside, the scale of the output drifts by orders of magnitude; this bounds it for each
+        # picture and leaves all proportions.
         return map_BDHW * torch.rsqrt(map_BDHW.square().mean((1, 2, 3), keepdim=True) + 1e-6)
 
 
