@@ -140,7 +140,8 @@ class Product1M(LightningDataModule):
         Raises:
             DataError: with the remedy.
         """
-        splits = _SPLITS_OF_STAGE.get(str(stage), ("train", "val", "test", "gallery"))
+        name = getattr(stage, "value", stage)  # Lightning hands over an enum, whose str() is not its value
+        splits = _SPLITS_OF_STAGE.get(name or "", ("train", "val", "test", "gallery"))
         check_shard_files(self.folder, splits, self.manifest)
         self._contents.check_visual_input(self.input_spec)
         _ = self.tokenizer  # a wrong name is told now, not by the first worker

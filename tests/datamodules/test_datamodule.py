@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 
 from datamodules import DataError, InputSpec, Product1M
 from datamodules.regions import Regions
@@ -244,7 +245,8 @@ def test_bad_settings_are_told_with_the_remedy(folder: Path, regions_folder: Pat
         _data(tmp_path / "missing").setup()
     with pytest.raises(DataError, match=r"data\.batch_size=25 .* larger than the 24 training samples"):
         _data(folder, batch_size=25).setup("fit")
-    _data(folder, batch_size=25).setup("test")
+    for stage in ("test", TrainerFn.TESTING, TrainerFn.VALIDATING):  # Lightning hands over the enum
+        _data(folder, batch_size=25).setup(stage)
     with pytest.raises(DataError, match=r"data\.num_workers=-1"):
         _data(folder, num_workers=-1)
     with pytest.raises(DataError, match=r"holds none\. Train on the pictures .*SCALE=tiny"):

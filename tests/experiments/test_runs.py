@@ -33,7 +33,7 @@ def test_the_name_has_four_parts(folder: Path) -> None:
     [
         *("--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu", "--trainer.logger=false"),
         *("--data.num_workers=3", "--data.pin_memory=true", "--data.eval_batch_size=7", "--evaluation.backend=faiss"),
-        *("--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false", "--model.dropout=0.1"),
+        *("--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false", "--model.temperature=0.07"),
     ],
 )
 def test_how_and_where_it_runs_is_not_in_the_name(folder: Path, setting: str) -> None:
