@@ -18,7 +18,7 @@ def test_first_features_are_scaled_and_alive() -> None:
 
 
 def test_absolute_colour_survives() -> None:
-    """Shades are told apart by colour alone; group norm over a picture would take it out."""
+    """Shades are told apart by colour alone."""
     torch.manual_seed(3)
     backbone = build_backbone("resnet_tiny")
     shape = _pink_noise(1, 64) * 0.3
