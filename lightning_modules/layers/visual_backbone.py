@@ -33,9 +33,10 @@ class ResidualBlock(nn.Module):
 class ScratchBackbone(nn.Module):
     """A small residual network without normalisation, stride 16, meant to be trained from scratch.
 
-    Group norm learned slowly here (perhaps because it removes absolute colour, which tells shades apart). Instead the initial weights are scaled so that each channel has mean 0 and variance 1 on noise with the
-    1/f spectrum of natural pictures. Measured on 96 synthetic products after 120 supervised steps: cross-entropy 2.4
-    (group norm 3.2 to 3.8, batch norm 2.0; one seed) at half the time per step.
+    Group norm learned slowly here, perhaps because it removes absolute colour, which tells shades apart. Instead the
+    initial weights are scaled so that each channel has mean 0 and variance 1 on noise with the 1/f spectrum of natural
+    pictures. Measured on 96 synthetic products after 120 supervised steps: cross-entropy 2.4 (group norm 3.2 to 3.8,
+    batch norm 2.0; one seed) at half the time per step of group norm.
     Source: Mishkin & Matas, "All you need is a good init", arXiv 1511.06422; here on noise, so it needs no data.
     """
 
