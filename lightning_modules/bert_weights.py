@@ -36,7 +36,7 @@ def load_text_stream(
 ) -> None:
     """Copy embeddings, the first `len(layers)` layers and, where the checkpoint has one, the MLM transform and bias.
 
-    Source: REFERENCE of the released code: the text stream starts from bert-base-chinese.
+    Source: CAPTURE's released scripts, whose text stream starts from bert-base-chinese.
 
     Raises:
         ModelError: a tensor is missing or has another shape; nothing is copied then.

@@ -40,8 +40,6 @@ class HybridStreams(NamedTuple):
 
     stream_text_BD: Tensor
     stream_image_BD: Tensor
-    stream_text_BTD: Tensor  # the same moment, every position
-    stream_image_BRD: Tensor
     text_BTD: Tensor  # position 0 = [CLS]
     image_BRD: Tensor  # position 0 = the whole image
 
@@ -108,7 +106,6 @@ class HybridStreamTransformer(nn.Module):
             image_BRD = layer(image_BRD, regions.mask_BR)
         stream_text_BD = torch.relu(self.text_pooler(text_BTD[:, 0]))
         stream_image_BD = torch.relu(self.image_pooler(image_BRD[:, 0]))
-        stream_text_BTD, stream_image_BRD = text_BTD, image_BRD
         for layer in self.cross_layers:
             image_BRD, text_BTD = layer(image_BRD, regions.mask_BR, text_BTD, token_mask_BT)
 
@@ -121,8 +118,6 @@ class HybridStreamTransformer(nn.Module):
         return HybridStreams(
             stream_text_BD,
             stream_image_BD,
-            stream_text_BTD,
-            stream_image_BRD,
             torch.relu(self.text_output(both_BND[:, :length])),
             torch.relu(self.image_output(both_BND[:, length:])),
         )

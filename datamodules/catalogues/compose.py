@@ -5,19 +5,33 @@ from __future__ import annotations
 import io
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from PIL import Image
 
 from datamodules.catalogues.backgrounds import background
 from datamodules.catalogues.cutout import cut_out, tile
 from datamodules.catalogues.placement import Slot, place
+from datamodules.errors import DataError
 
 Box = tuple[float, float, float, float]
 
 JPEG_QUALITY = 90
 NUM_PRODUCTS_WEIGHTS = {2: 45, 3: 30, 4: 17, 5: 8}
 MAX_TURN_DEGREES = 8.0
+
+
+def check_composites(counts: Mapping[str, int], image_size_px: int) -> None:
+    """Refuse numbers of composites below 0 and picture sizes outside 32 to 2048 px.
+
+    Raises:
+        DataError: naming the setting.
+    """
+    for key, count in counts.items():
+        if count < 0:
+            raise DataError(f"{key} is {count}; give 0 or more pictures")
+    if not 32 <= image_size_px <= 2048:
+        raise DataError(f"image_size_px is {image_size_px}; composites may be 32 to 2048 px")
 
 
 def draw_number(rng: random.Random, most: int = 5) -> int:

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datamodules.catalogues.compose import compose, draw_number
+from datamodules.catalogues.compose import check_composites, compose, draw_number
 from datamodules.catalogues.compose_captions import FuzzyRules, fuzzy_caption
 from datamodules.catalogues.duplicates import group_near_identical, perceptual_hash
 from datamodules.catalogues.photo_lists import PhotoRow, find_list, read_list
@@ -67,11 +67,8 @@ class Photos:
     name = "photos"
 
     def __post_init__(self) -> None:
-        for key in ("num_train_composites", "num_val", "num_test"):
-            if getattr(self, key) < 0:
-                raise DataError(f"{key} is {getattr(self, key)}; give 0 or more pictures")
-        if not 32 <= self.image_size_px <= 2048:
-            raise DataError(f"image_size_px is {self.image_size_px}; composites may be 32 to 2048 px")
+        counts = {key: getattr(self, key) for key in ("num_train_composites", "num_val", "num_test")}
+        check_composites(counts, self.image_size_px)
         _ = self.rows  # a bad list is reported at once
 
     @property

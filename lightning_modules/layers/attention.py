@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-NORM_EPS = 1e-12  # released configuration, everywhere (REFERENCE of the paper's code: BertLayerNorm)
+NORM_EPS = 1e-12  # the released code's BertLayerNorm, everywhere
 
 
 def attend(
