@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
 
-from datamodules.batch import InputSpec
+from datamodules.batch import InputSpec, ProductBatch
 from datamodules.batching import BatchMaker
 from datamodules.errors import DataError
-from datamodules.loaders import EvaluationLoader, TrainLoader, open_stream
+from datamodules.loaders import EvaluationLoader, Receiver, TrainLoader, open_stream
 from datamodules.manifest import Manifest, check_shard_files
 from datamodules.shard_folder import ShardFolder
 from datamodules.shards import Delivery, EvaluationStream, Place, TrainStream
@@ -182,6 +183,20 @@ class Product1M(LightningDataModule):
         maker = BatchMaker(self.folder, self.input_spec, jitter=None)
         stream = EvaluationStream(self.folder, self._contents.shards(split), maker, self.eval_batch_size, self._place)
         return EvaluationLoader(stream, self.num_workers, self._pins)
+
+    def training_sample(self, num_samples: int) -> Iterator[ProductBatch]:
+        """This rank's share of a fixed random draw of training pictures, unchanged by augmentation.
+
+        The same for every call; the training stream does not notice.
+        """
+        place = self._place._replace(num_workers=1)
+        maker = BatchMaker(self.folder, self.input_spec, jitter=None)
+        shards, seed = self._contents.shards("train"), self.seed
+        stream = TrainStream(self.folder, shards, maker, self.batch_size, seed, place, positions=[0], first_worker=0)
+        receiver = Receiver()
+        num_batches = -(-num_samples // (self.batch_size * place.world_size))
+        for delivery in islice(stream, num_batches):  # in this process: starting workers would take longer
+            yield receiver.batch(delivery.batch if isinstance(delivery, Delivery) else delivery)
 
     def teardown(self, stage: str | None = None) -> None:
         """Stop the workers of the training stream."""

@@ -16,6 +16,7 @@ from experiments.progress import IntervalLine, Throughput, ThroughputBar
 from experiments.randomness import RandomState
 from experiments.runs import RunFolder
 from lightning_modules import RetrievalModule
+from lightning_modules.callbacks.fit_whitening import FitWhitening
 from lightning_modules.callbacks.retrieval_evaluation import RetrievalEvaluation
 
 
@@ -43,7 +44,7 @@ def build(config: dict[str, Any], run: RunFolder, loggers: list[Any]) -> Engine:
     """
     throughput = Throughput()
     line = IntervalLine(throughput)
-    extra: list[Any] = [throughput, line, RandomState(), _last_checkpoint(run)]
+    extra: list[Any] = [throughput, line, RandomState(), FitWhitening(), _last_checkpoint(run)]
     if config["trainer"].get("enable_progress_bar") is not False:
         extra.append(ThroughputBar(throughput))
     try:

@@ -196,7 +196,7 @@ def show_split(composition: Composition, home: Path, split: str, checkpoint: str
     with _silent(engine.trainer):
         run_split(engine.model, datamodule=engine.data, ckpt_path=path, verbose=False, weights_only=True)
     result = engine.evaluation.results[split]
-    say(f"{split} of {path or 'the untrained model'}, feature {result.feature}")
+    say(f"{split} of {path or 'the untrained model'}, feature {result.features['product']}")
     return dict(result.metrics)
 
 

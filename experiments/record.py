@@ -56,7 +56,8 @@ def assemble(outcome: Outcome, training: dict[str, Any]) -> dict[str, Any]:
     record |= {key: training[key] for key in (*FROM_TRAINING, "samples_per_second") if key in training}
     record["unscorable"] = results["test"].unscorable
     record["unscorable_val"] = results["val"].unscorable
-    record["feature"] = results["test"].feature
+    record["feature"] = results["test"].features["product"]
+    record["features"] = results["test"].features
     record |= {"val": {}, "test": {}, "floors": {}, "intervals": {}}
     if machine.rank() == 0:
         for split in SPLITS:

@@ -45,7 +45,7 @@ def render(record: dict[str, Any], split: str = "test") -> str:
     from rich.console import Console
     from rich.table import Table
 
-    feature = record.get("feature")
+    features = record.get("features", {})
     table = Table(title=f"{record['run_id']} · {split}", title_justify="left")
     table.add_column("")
     for column in COLUMNS:
@@ -58,7 +58,8 @@ def render(record: dict[str, Any], split: str = "test") -> str:
             cells.append("–" if value is None else f"{value:.4f}")
             low_high = record.get("intervals", {}).get(split, {}).get(prefix.rstrip("/"), {}).get(column)
             cells.append("" if not low_high else "{:+.3f}  [{:+.3f}, {:+.3f}]".format(*low_high))
-        label = f"{row} ({feature})" if not prefix and feature else row
+        feature = features.get(prefix.rstrip("/") or "product")
+        label = f"{row} ({feature})" if feature else row
         if any(cell not in ("–", "") for cell in cells):
             table.add_row(label, *cells)
     buffer = io.StringIO()

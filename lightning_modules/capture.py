@@ -25,6 +25,7 @@ from lightning_modules.errors import ModelError
 from lightning_modules.layers.attention import CoAttentionLayer, PostNormLayer, PreNormBlock
 from lightning_modules.layers.embeddings import RegionEmbedding, TextEmbedding, init_bert_style
 from lightning_modules.layers.regions import GridRegions, PrecomputedRegions, Regions, with_global
+from lightning_modules.layers.whitening import Whitening
 from lightning_modules.objectives.cross_modal_contrast import CrossModalContrast
 from lightning_modules.objectives.draws import Draws
 from lightning_modules.objectives.masked_language_modelling import MaskedLanguageModelling
@@ -33,15 +34,21 @@ from lightning_modules.official_weights import capture_arguments, translate
 from lightning_modules.retrieval_module import RetrievalModule
 
 OBJECTIVES = ("mlm", "mrm", "clr")
+StreamPooling = Literal["first", "mean"]
+BAGS = ("words", "text_stream", "regions", "image_stream")
 
 
 class HybridStreams(NamedTuple):
-    """What the network returns: both streams pooled before they meet, and every position after they met."""
+    """What the network returns: both streams pooled before they meet, and every position after they met.
+
+    `bags` are means over positions before the streams meet, by name: of the embedding layer and of the last self layer.
+    """
 
     stream_text_BD: Tensor
     stream_image_BD: Tensor
     text_BTD: Tensor  # position 0 = [CLS]
     image_BRD: Tensor  # position 0 = the whole image
+    bags: dict[str, Tensor]
 
 
 class HybridStreamTransformer(nn.Module):
@@ -71,8 +78,10 @@ class HybridStreamTransformer(nn.Module):
         co_heads: int,
         dropout: float,
         init_std: float,
+        stream_pooling: StreamPooling,
     ) -> None:
         super().__init__()
+        self.stream_pooling = stream_pooling
         self.text_embedding = TextEmbedding(vocab_size, width, max_positions, dropout)
         self.region_embedding = RegionEmbedding(region_width, width, dropout)
         self.text_layers = nn.ModuleList(
@@ -100,12 +109,18 @@ class HybridStreamTransformer(nn.Module):
         """Inputs: int64 tokens with their bool mask; regions with the whole-image region first."""
         text_BTD = self.text_embedding(tokens_BT)
         image_BRD = self.region_embedding(regions.features_BRD, regions.boxes_BR5)
+        bags = {
+            "words": masked_mean(text_BTD, token_mask_BT),
+            "regions": masked_mean(image_BRD, regions.mask_BR),
+        }
         for layer in self.text_layers:
             text_BTD = layer(text_BTD, token_mask_BT)
         for layer in self.image_layers:
             image_BRD = layer(image_BRD, regions.mask_BR)
-        stream_text_BD = torch.relu(self.text_pooler(text_BTD[:, 0]))
-        stream_image_BD = torch.relu(self.image_pooler(image_BRD[:, 0]))
+        bags["text_stream"] = masked_mean(text_BTD, token_mask_BT)
+        bags["image_stream"] = masked_mean(image_BRD, regions.mask_BR)
+        stream_text_BD = torch.relu(self.text_pooler(self._pool(text_BTD, token_mask_BT)))
+        stream_image_BD = torch.relu(self.image_pooler(self._pool(image_BRD, regions.mask_BR)))
         for layer in self.cross_layers:
             image_BRD, text_BTD = layer(image_BRD, regions.mask_BR, text_BTD, token_mask_BT)
 
@@ -120,7 +135,11 @@ class HybridStreamTransformer(nn.Module):
             stream_image_BD,
             torch.relu(self.text_output(both_BND[:, :length])),
             torch.relu(self.image_output(both_BND[:, length:])),
+            bags,
         )
+
+    def _pool(self, stream_BND: Tensor, mask_BN: Tensor) -> Tensor:
+        return stream_BND[:, 0] if self.stream_pooling == "first" else masked_mean(stream_BND, mask_BN)
 
 
 class CAPTURE(RetrievalModule):
@@ -140,17 +159,24 @@ class CAPTURE(RetrievalModule):
         width, output_width: Inner width of all streams; width of the pooled outputs.
         *_layers, *_heads, *_ffn, cross_width: Depths and sizes (§4.2; self|cross|co = 4|4|6).
         dropout: In the BERT-style layers and at the co-transformer's input.
+        stream_pooling: What of a stream CLR and the stream features read: "first" (its first position, published) or the
+            "mean" over positions. From scratch at width 128 the first position is nearly the same vector for every
+            caption, and the contrast stayed at chance for 100 to 400 steps; with the mean it left within 150.
         init_std: Standard deviation of initial weights. 0.02 suits width 768 with a pretrained text stream; at width
             128 from scratch it leaves all captions within a cosine of 0.9999, and the contrast takes long to start:
             1/sqrt(width) is the better choice there.
         temperature: τ of the contrast.
         mlm_prob, mrm_prob: Masking rates.
         retrieval_feature: See `candidate_features`; the authors' is "product_both".
+        whitening_samples: Training pictures that the whitening of the bag features is learned from, before each
+            validation and without labels; 0 leaves them as they are. Some multiple of `width`.
     """
 
     # Products are element-wise image ⊙ text; "both" concatenates the co-transformer's and the streams'.
     # Nothing trains the co-transformer's first positions directly (MLM skips [CLS], MRM skips the whole-image region,
-    # CLR reads the streams), hence the alternatives: streams alone, and means over all co-transformer positions.
+    # CLR reads the streams), hence the alternatives: streams alone, means over all co-transformer positions, and bags:
+    # means over positions before the streams meet, whitened where `whitening_samples` says so. CLR drives out of the
+    # streams what only one modality knows (a brand that no pixel shows); the bags still hold it.
     candidate_features = (
         "product_both",
         "product_co",
@@ -159,7 +185,10 @@ class CAPTURE(RetrievalModule):
         "concat_co",
         "concat_mean",
         "concat_both",
+        "concat_bag",
+        "concat_bag_2to1",
     )
+    modalities = {"image": ("image_stream", "image_bag"), "text": ("text_stream", "text_bag")}
 
     def __init__(
         self,
@@ -191,10 +220,12 @@ class CAPTURE(RetrievalModule):
         co_heads: int = 8,
         dropout: float = 0.1,
         init_std: float = 0.02,
+        stream_pooling: StreamPooling = "first",
         temperature: float = 0.07,
         mlm_prob: float = 0.15,
         mrm_prob: float = 0.15,
         retrieval_feature: str = "product_both",
+        whitening_samples: int = 0,
         lr: float = 1e-4,
         weight_decay: float = 0.01,
         warmup_fraction: float = 0.1,
@@ -230,6 +261,7 @@ class CAPTURE(RetrievalModule):
             co_heads=co_heads,
             dropout=dropout,
             init_std=init_std,
+            stream_pooling=stream_pooling,
         )
         self.mlm = self.mrm = self.clr = None
         if "mlm" in objectives:
@@ -242,6 +274,9 @@ class CAPTURE(RetrievalModule):
             self.mrm.apply(partial(init_bert_style, std=init_std))
         if "clr" in objectives:
             self.clr = CrossModalContrast(temperature)
+        if whitening_samples:
+            self.whitening_samples = whitening_samples
+            self.whitening.update({name: Whitening(width) for name in BAGS})
         self.uses_in_batch_negatives = self.clr is not None
         self.text_weights = text_weights
         if text_weights:
@@ -306,26 +341,35 @@ class CAPTURE(RetrievalModule):
     def embed(self, batch: ProductBatch) -> dict[str, Tensor]:
         regions = with_global(self.visual(batch))
         out = self.network(batch.tokens_BT, batch.token_mask_BT, regions)
-        return _features(out, batch.token_mask_BT, regions.mask_BR)
+        return _features(out, self.whiten(out.bags), batch.token_mask_BT, regions.mask_BR)
+
+    def unwhitened(self, batch: ProductBatch) -> dict[str, Tensor]:
+        return self.network(batch.tokens_BT, batch.token_mask_BT, with_global(self.visual(batch))).bags
 
 
-def _features(out: HybridStreams, token_mask_BT: Tensor, region_mask_BR: Tensor) -> dict[str, Tensor]:
-    """Every retrieval feature from one forward pass.
+def _features(
+    out: HybridStreams, bags: dict[str, Tensor], token_mask_BT: Tensor, region_mask_BR: Tensor
+) -> dict[str, Tensor]:
+    """Every retrieval feature from one forward pass, by name.
 
     `product_both` is the authors' (reply in their repository, issue 5). In concatenations the parts are normalised
     first, so the cosine of the whole is the mean of the parts' cosines.
     """
     unit = nn.functional.normalize
     co_text_BD, co_image_BD = out.text_BTD[:, 0], out.image_BRD[:, 0]
-    mean_text_BD = _masked_mean(out.text_BTD, token_mask_BT)
-    mean_image_BD = _masked_mean(out.image_BRD, region_mask_BR)
+    mean_text_BD = masked_mean(out.text_BTD, token_mask_BT)
+    mean_image_BD = masked_mean(out.image_BRD, region_mask_BR)
     product_co_BD = co_text_BD * co_image_BD
     product_stream_BD = out.stream_text_BD * out.stream_image_BD
     stream_BD = torch.cat([unit(out.stream_text_BD, dim=-1), unit(out.stream_image_BD, dim=-1)], -1)
     mean_BD = torch.cat([unit(mean_text_BD, dim=-1), unit(mean_image_BD, dim=-1)], -1)
+    words_BD, text_BD, regions_BD, image_BD = (unit(bags[name], dim=-1) for name in BAGS)
+    text_bag_BD, image_bag_BD = torch.cat([words_BD, text_BD], -1), torch.cat([regions_BD, image_BD], -1)
     return {
-        "image": out.stream_image_BD,
-        "text": out.stream_text_BD,
+        "image_stream": out.stream_image_BD,
+        "text_stream": out.stream_text_BD,
+        "image_bag": image_bag_BD,
+        "text_bag": text_bag_BD,
         "product_both": torch.cat([product_co_BD, product_stream_BD], -1),
         "product_co": product_co_BD,
         "product_stream": product_stream_BD,
@@ -333,10 +377,12 @@ def _features(out: HybridStreams, token_mask_BT: Tensor, region_mask_BR: Tensor)
         "concat_co": torch.cat([unit(co_text_BD, dim=-1), unit(co_image_BD, dim=-1)], -1),
         "concat_mean": mean_BD,
         "concat_both": torch.cat([stream_BD, mean_BD], -1),
+        "concat_bag": torch.cat([text_bag_BD, image_bag_BD], -1),
+        "concat_bag_2to1": torch.cat([text_bag_BD, image_bag_BD * 0.5**0.5], -1),  # the caption counts twice
     }
 
 
-def _masked_mean(x_BND: Tensor, mask_BN: Tensor) -> Tensor:
+def masked_mean(x_BND: Tensor, mask_BN: Tensor) -> Tensor:
     weight_BN1 = mask_BN.unsqueeze(-1).to(x_BND.dtype)
     return (x_BND * weight_BN1).sum(1) / weight_BN1.sum(1)
 

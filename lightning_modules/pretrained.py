@@ -18,13 +18,13 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 def save(model: RetrievalModule, folder: str | Path) -> None:
-    """Write `model.safetensors` and `config.json` (class, constructor arguments, selected feature)."""
+    """Write `model.safetensors` and `config.json` (class, constructor arguments, selected features)."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {
         "class": type(model).__name__,
         "arguments": dict(model.hparams),
-        "selected_feature": model.selected_feature,
+        "selected_features": model.selected_features,
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
@@ -51,5 +51,5 @@ def load(model_class: type[RetrievalModule], folder: str | Path) -> RetrievalMod
     missing, unexpected = model.load_state_dict(state, strict=False)
     if missing or unexpected:
         raise ModelError(f"{folder / WEIGHTS}: missing {missing[:3]}, unexpected {unexpected[:3]}")
-    model.selected_feature = config["selected_feature"]
+    model.selected_features = dict(config["selected_features"])
     return model.eval()

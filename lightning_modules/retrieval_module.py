@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import lightning
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import Self
 
 from datamodules.batch import InputSpec, ProductBatch
 from lightning_modules import pretrained
 from lightning_modules.errors import ModelError
 from lightning_modules.example_batch import example_batch
+from lightning_modules.layers.whitening import Whitening
 from lightning_modules.objectives.draws import Draws
 from lightning_modules.optim import adamw, linear_warmup_decay, parameter_groups
 
@@ -27,12 +29,13 @@ class RetrievalModule(lightning.LightningModule, ABC):
     A subclass writes
         `input_spec()`: what its batches must hold;
         `losses(batch, draws)`: its objectives, one named scalar each, summed with weight 1;
-        `embed(batch)`: its vectors by name: `image` and `text` where it has them, and every name in
-        `candidate_features`, the vectors that may serve as the product embedding.
+        `embed(batch)`: its vectors by name: every name in `candidate_features`, the vectors that may serve as the
+        product embedding, and every name in `modalities`, those of one modality alone, reported beside it;
+        `unwhitened(batch)`, if it fills `whitening`: the vectors that are to be whitened, by the same names.
 
     Args:
-        retrieval_feature: Which candidate is the product embedding; "auto" takes the one with the highest
-            val/mAP@10 at that evaluation (never chosen on test).
+        retrieval_feature: Which candidate is the product embedding; "auto" takes the one with the highest val/mAP@10 at
+            that evaluation (never chosen on test), and likewise for each modality, so that it is compared at its best.
         lr: Peak learning rate.
         weight_decay: Decoupled decay of matrices; vectors (biases, norms) are not decayed.
         warmup_fraction: Share of `max_steps` with linear warm-up; then linear decay to 0.
@@ -41,7 +44,8 @@ class RetrievalModule(lightning.LightningModule, ABC):
     """
 
     candidate_features: tuple[str, ...] = ()
-    modalities: tuple[str, ...] = ("image", "text")  # single-modality embeddings of `embed`, reported beside
+    modalities: Mapping[str, tuple[str, ...]] = {}  # "image", "text" -> candidates of that modality alone
+    whitening_samples: int = 0  # training pictures the whitening is learned from
     pretrained_prefixes: tuple[str, ...] = ()
     uses_in_batch_negatives = True
 
@@ -61,7 +65,9 @@ class RetrievalModule(lightning.LightningModule, ABC):
                 f"retrieval_feature {retrieval_feature!r} is unknown; known: auto, {', '.join(self.candidate_features)}"
             )
         self.retrieval_feature = retrieval_feature
-        self.selected_feature = self.candidate_features[0] if retrieval_feature == "auto" else retrieval_feature
+        product = self.candidate_features[0] if retrieval_feature == "auto" else retrieval_feature
+        self.selected_features = {name: names[0] for name, names in self.modalities.items()} | {"product": product}
+        self.whitening = nn.ModuleDict()  # name of a vector of `unwhitened` -> Whitening
         self.lr = lr
         self.weight_decay = weight_decay
         self.warmup_fraction = warmup_fraction
@@ -95,8 +101,36 @@ class RetrievalModule(lightning.LightningModule, ABC):
                 vectors = {name: F.normalize(x.float(), dim=-1, eps=1e-12) for name, x in self.embed(batch).items()}
         finally:
             self.train(training)
-        vectors["product"] = vectors[self.selected_feature]
-        return vectors
+        return vectors | {role: vectors[name] for role, name in self.selected_features.items()}
+
+    def unwhitened(self, batch: ProductBatch) -> dict[str, Tensor]:
+        """The vectors that `whitening` is learned from, by its names."""
+        return {}
+
+    def whiten(self, vectors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Each vector through the whitening of its name; as it is where there is none."""
+        return {name: self.whitening[name](x) if name in self.whitening else x for name, x in vectors.items()}
+
+    @property
+    def whitening_is_fitted(self) -> bool:
+        """Whether every whitening has been learned; true where there is none."""
+        return all(bool(cast("Whitening", whitening).fitted) for whitening in self.whitening.values())
+
+    @torch.no_grad()
+    def fit_whitening(self, batches: Iterable[ProductBatch]) -> None:
+        """Learn the whitening from unlabelled pictures; every rank calls it with its share."""
+        training = self.training
+        self.eval()
+        parts: dict[str, list[Tensor]] = {name: [] for name in self.whitening}
+        try:
+            with torch.autocast(self.device.type, enabled=False):
+                for batch in batches:
+                    for name, vectors_BD in self.unwhitened(batch).items():
+                        parts[name].append(vectors_BD.float())
+        finally:
+            self.train(training)
+        for name, whitening in self.whitening.items():
+            cast("Whitening", whitening).fit(torch.cat(parts[name]))
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
@@ -158,8 +192,8 @@ class RetrievalModule(lightning.LightningModule, ABC):
         return cast("Self", pretrained.load(cls, folder))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["selected_feature"] = self.selected_feature
+        checkpoint["selected_features"] = dict(self.selected_features)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.retrieval_feature == "auto":
-            self.selected_feature = checkpoint["selected_feature"]
+            self.selected_features = dict(checkpoint["selected_features"])

@@ -45,10 +45,10 @@ class Synthetic:
     """
 
     seed: int = 0
-    image_size_px: int = 224
+    image_size_px: int = 128
     num_labels: int = 96
-    num_train_singles: int = 2000
-    num_train_multis: int = 1500
+    num_train_singles: int = 6000
+    num_train_multis: int = 6000
     num_gallery: int = 768
     num_val: int = 200
     num_test: int = 400

@@ -14,8 +14,9 @@ from lightning_modules.embedding_store import EmbeddingStore, gather_uneven
 from lightning_modules.retrieval_module import RetrievalModule
 from retrieval import Ranking, merge_rankings, official_metrics, per_query_scores, rank, textbook_metrics
 
-# (name in the metrics, embedding of the query, embedding of the gallery)
-_CROSS_MODAL = (("image->text", "image", "text"), ("text->image", "text", "image"))
+# Metrics "image->text" and "text->image", for models with both; by the first vector of each modality, which is trained
+# to be comparable.
+_CROSS_MODAL = (("image", "text"), ("text", "image"))
 
 
 class SplitResult(NamedTuple):
@@ -25,7 +26,7 @@ class SplitResult(NamedTuple):
     ranking: Ranking  # by the product embedding
     per_query: dict[str, np.ndarray]  # the numbers behind the means, in the ranking's query order
     unscorable: int  # queries with a label that no gallery item has
-    feature: str  # the candidate that served as product embedding
+    features: dict[str, str]  # role (product, image, text) -> the vector that served as it
 
 
 class RetrievalEvaluation(Callback):
@@ -38,8 +39,7 @@ class RetrievalEvaluation(Callback):
     Args:
         ks: Cut-offs of the official metrics.
         depth: Length of the ranking kept per query.
-        all_features: Also score every candidate feature (`feature/<name>/…`) and the cross-modal directions.
-            Needed when the model's `retrieval_feature` is "auto".
+        all_features: Also report every candidate (`feature/<name>/…`) and the cross-modal directions.
         backend: Of `retrieval.rank`.
     """
 
@@ -68,7 +68,7 @@ class RetrievalEvaluation(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         assert isinstance(pl_module, RetrievalModule)
-        wanted = {*pl_module.modalities, *self._candidates(pl_module)}
+        wanted = {name for names in self._candidates(pl_module).values() for name in names}
         vectors = {name: vector for name, vector in outputs.items() if name in wanted}
         self._stores[dataloader_idx].update(batch.index_B, vectors)
 
@@ -81,9 +81,11 @@ class RetrievalEvaluation(Callback):
     def on_test_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._evaluate(trainer, pl_module, "test")
 
-    def _candidates(self, model: RetrievalModule) -> tuple[str, ...]:
-        choosing = model.retrieval_feature == "auto"
-        return model.candidate_features if self.all_features or choosing else (model.selected_feature,)
+    def _candidates(self, model: RetrievalModule) -> dict[str, tuple[str, ...]]:
+        """Role (product, image, text) -> vectors that may play it; the product's first."""
+        if self.all_features or model.retrieval_feature == "auto":
+            return {"product": model.candidate_features, **model.modalities}
+        return {role: (name,) for role, name in model.selected_features.items()}
 
     def _evaluate(self, trainer: lightning.Trainer, model: Any, split: str) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -101,30 +103,36 @@ class RetrievalEvaluation(Callback):
         self._stores[1].check_complete(search.gallery_ids, gallery_split, model.device)
         labels = (data.labels(query_split), data.labels(gallery_split))
 
-        rankings = {name: search(name, name) for name in self._candidates(model)}
+        candidates = self._candidates(model)
+        rankings = {name: search(name, name) for names in candidates.values() for name in names}
         scores = {name: official_metrics(ranking, *labels, ks=self.ks) for name, ranking in rankings.items()}
         if model.retrieval_feature == "auto" and split == "val":
-            # max() keeps the first on a tie: the order of `candidate_features` decides
-            model.selected_feature = max(scores, key=lambda name: scores[name][f"mAP@{self.ks[0]}"])
-        chosen = model.selected_feature
-        modalities = {name: search(name, name) for name in model.modalities}
-        if self.all_features and len(modalities) == 2:
-            modalities |= {name: search(query, gallery) for name, query, gallery in _CROSS_MODAL}
+            # max() keeps the first on a tie: the order of the candidates decides
+            model.selected_features = {
+                role: max(names, key=lambda name: scores[name][f"mAP@{self.ks[0]}"])
+                for role, names in candidates.items()
+            }
+        chosen = dict(model.selected_features)
 
-        metrics = dict(scores[chosen])
-        metrics |= _prefixed("textbook", textbook_metrics(rankings[chosen], *labels, ks=self.ks))
-        for name, ranking in modalities.items():
-            metrics |= _prefixed(name, official_metrics(ranking, *labels, ks=self.ks))
+        metrics = dict(scores[chosen["product"]])
+        metrics |= _prefixed("textbook", textbook_metrics(rankings[chosen["product"]], *labels, ks=self.ks))
+        for name in model.modalities:
+            metrics |= _prefixed(name, scores[chosen[name]])
         if self.all_features:
+            for query, gallery in _CROSS_MODAL:
+                if query in model.modalities and gallery in model.modalities:
+                    across = search(model.modalities[query][0], model.modalities[gallery][0])
+                    metrics |= _prefixed(f"{query}->{gallery}", official_metrics(across, *labels, ks=self.ks))
             for name, score in scores.items():
                 metrics |= _prefixed(f"feature/{name}", score)
-        metrics["zero_vectors"] = float(search.zero_vectors(chosen))
+        metrics["zero_vectors"] = float(search.zero_vectors(chosen["product"]))
 
-        product = per_query_scores(rankings[chosen], *labels, ks=self.ks)
-        per_query = dict(product.scores)
-        for name in model.modalities:
-            per_query |= _prefixed(name, per_query_scores(modalities[name], *labels, ks=self.ks).scores)
-        self.results[split] = SplitResult(metrics, rankings[chosen], per_query, product.unscorable, chosen)
+        per_query: dict[str, np.ndarray] = {}
+        for role, name in chosen.items():
+            found = per_query_scores(rankings[name], *labels, ks=self.ks)
+            per_query |= found.scores if role == "product" else _prefixed(role, found.scores)
+            unscorable = found.unscorable  # a matter of labels, the same for every ranking
+        self.results[split] = SplitResult(metrics, rankings[chosen["product"]], per_query, unscorable, chosen)
         # rank_zero_only stays False and every rank holds the same numbers: a monitored metric that only rank 0 knows
         # hangs checkpointing.
         model.log_dict({f"{split}/{name}": value for name, value in metrics.items()}, sync_dist=False)

@@ -31,7 +31,8 @@ def test_embeddings_are_unit_and_independent_of_the_batch(visual_input: str) -> 
     together = model.encode(batch)
     order = [4, 2, 5]
     subset = model.encode(_rows(batch, order))
-    assert {"product", "image", "text", *model.candidate_features} == set(together)
+    alone = {name for names in model.modalities.values() for name in names}
+    assert {"product", "image", "text", *model.candidate_features, *alone} == set(together)
     for name, vectors in together.items():
         assert vectors.dtype == torch.float32
         norms = vectors.norm(dim=-1)

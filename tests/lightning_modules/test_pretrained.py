@@ -14,12 +14,12 @@ from tests.lightning_modules.tiny_models import tiny_capture
 
 def test_round_trip_keeps_embeddings_and_selected_feature(tmp_path: Path) -> None:
     model = tiny_capture(retrieval_feature="auto")
-    model.selected_feature = "concat_mean"
+    model.selected_features["product"] = "concat_mean"
     model.save_pretrained(tmp_path / "model")
     again = CAPTURE.from_pretrained(tmp_path / "model")
     batch = example_batch(model.input_spec())
     expected = model.encode(batch)
-    assert again.selected_feature == "concat_mean"
+    assert again.selected_features == model.selected_features
     assert not again.training
     assert {path.suffix for path in (tmp_path / "model").iterdir()} == {".safetensors", ".json"}
     for name, vectors in again.encode(batch).items():
