@@ -180,8 +180,10 @@ class Product1M(LightningDataModule):
 
     def evaluation_loader(self, split: str) -> EvaluationLoader:
         """This rank's share of a split."""
-        maker = BatchMaker(self.folder, self.input_spec, jitter=None)
-        stream = EvaluationStream(self.folder, self._contents.shards(split), maker, self.eval_batch_size, self._place)
+        maker, place = BatchMaker(self.folder, self.input_spec, jitter=None), self._place
+        # Lightning leaves out the evaluation on a rank without batches, and the others would wait for it forever.
+        batch_size = min(self.eval_batch_size, max(1, self.num_samples(split) // place.world_size))
+        stream = EvaluationStream(self.folder, self._contents.shards(split), maker, batch_size, place)
         return EvaluationLoader(stream, self.num_workers, self._pins)
 
     def training_sample(self, num_samples: int) -> Iterator[ProductBatch]:

@@ -52,7 +52,6 @@ def build(config: dict[str, Any], run: RunFolder, loggers: list[Any]) -> Engine:
     except (ArgumentError, ValueError, MisconfigurationException) as problem:
         raise UsageError(_said(problem)) from problem
     cli.datamodule.use_input_spec(cli.model.input_spec())
-    _a_batch_for_each_rank(cli.datamodule, cli.trainer.world_size)
     evaluation, checkpoint = cli.config_init.evaluation, cli.config_init.checkpoint
     return Engine(cli.model, cli.datamodule, cli.trainer, evaluation, checkpoint, throughput, line, cli.resolved())
 
@@ -98,12 +97,6 @@ class _ExperimentCLI(LightningCLI):
         found = yaml.safe_load(self.parser.dump(config, skip_none=False, format="yaml"))
         found.pop("config", None)
         return dict(found)
-
-
-def _a_batch_for_each_rank(data: Any, world_size: int) -> None:
-    """Lightning leaves out the evaluation on a rank without batches, and the others would wait for it forever."""
-    if world_size > 1:
-        data.eval_batch_size = min(data.eval_batch_size, max(1, data.num_samples("gallery") // world_size))
 
 
 def _last_checkpoint(run: RunFolder) -> ModelCheckpoint:

@@ -14,7 +14,7 @@ Differs:
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -159,8 +159,8 @@ class CAPTURE(RetrievalModule):
         width, output_width: Inner width of all streams; width of the pooled outputs.
         *_layers, *_heads, *_ffn, cross_width: Depths and sizes (§4.2; self|cross|co = 4|4|6).
         dropout: In the BERT-style layers and at the co-transformer's input.
-        stream_pooling: What of a stream CLR and the stream features read: "first" (its first position, published) or the
-            "mean" over positions. From scratch at width 128 the first position is nearly the same vector for every
+        stream_pooling: What CLR and the stream features read of a stream: "first" (its first position, published) or
+            the "mean" over positions. From scratch at width 128 the first position is nearly the same vector for every
             caption, and the contrast stayed at chance for 100 to 400 steps; with the mean it left within 150.
         init_std: Standard deviation of initial weights. 0.02 suits width 768 with a pretrained text stream; at width
             128 from scratch it leaves all captions within a cosine of 0.9999, and the contrast takes long to start:
@@ -186,9 +186,11 @@ class CAPTURE(RetrievalModule):
         "concat_mean",
         "concat_both",
         "concat_bag",
-        "concat_bag_2to1",
+        "bag_and_stream",
+        "bag_and_stream_2to1",
+        "bag_and_stream_4to1",
     )
-    modalities = {"image": ("image_stream", "image_bag"), "text": ("text_stream", "text_bag")}
+    modalities: ClassVar = {"image": ("image_stream", "image_bag"), "text": ("text_stream", "text_bag")}
 
     def __init__(
         self,
@@ -352,19 +354,15 @@ def _features(
 ) -> dict[str, Tensor]:
     """Every retrieval feature from one forward pass, by name.
 
-    `product_both` is the authors' (reply in their repository, issue 5). In concatenations the parts are normalised
-    first, so the cosine of the whole is the mean of the parts' cosines.
+    `product_both` is the authors' (reply in their repository, issue 5).
     """
-    unit = nn.functional.normalize
     co_text_BD, co_image_BD = out.text_BTD[:, 0], out.image_BRD[:, 0]
-    mean_text_BD = masked_mean(out.text_BTD, token_mask_BT)
-    mean_image_BD = masked_mean(out.image_BRD, region_mask_BR)
     product_co_BD = co_text_BD * co_image_BD
     product_stream_BD = out.stream_text_BD * out.stream_image_BD
-    stream_BD = torch.cat([unit(out.stream_text_BD, dim=-1), unit(out.stream_image_BD, dim=-1)], -1)
-    mean_BD = torch.cat([unit(mean_text_BD, dim=-1), unit(mean_image_BD, dim=-1)], -1)
-    words_BD, text_BD, regions_BD, image_BD = (unit(bags[name], dim=-1) for name in BAGS)
-    text_bag_BD, image_bag_BD = torch.cat([words_BD, text_BD], -1), torch.cat([regions_BD, image_BD], -1)
+    concat_stream_BD = _side_by_side(out.stream_text_BD, out.stream_image_BD)
+    concat_mean_BD = _side_by_side(masked_mean(out.text_BTD, token_mask_BT), masked_mean(out.image_BRD, region_mask_BR))
+    text_bag_BD = _side_by_side(bags["words"], bags["text_stream"])
+    image_bag_BD = _side_by_side(bags["regions"], bags["image_stream"])
     return {
         "image_stream": out.stream_image_BD,
         "text_stream": out.stream_text_BD,
@@ -373,13 +371,22 @@ def _features(
         "product_both": torch.cat([product_co_BD, product_stream_BD], -1),
         "product_co": product_co_BD,
         "product_stream": product_stream_BD,
-        "concat_stream": stream_BD,
-        "concat_co": torch.cat([unit(co_text_BD, dim=-1), unit(co_image_BD, dim=-1)], -1),
-        "concat_mean": mean_BD,
-        "concat_both": torch.cat([stream_BD, mean_BD], -1),
-        "concat_bag": torch.cat([text_bag_BD, image_bag_BD], -1),
-        "concat_bag_2to1": torch.cat([text_bag_BD, image_bag_BD * 0.5**0.5], -1),  # the caption counts twice
+        "concat_stream": concat_stream_BD,
+        "concat_co": _side_by_side(co_text_BD, co_image_BD),
+        "concat_mean": concat_mean_BD,
+        "concat_both": torch.cat([concat_stream_BD, concat_mean_BD], -1),
+        "concat_bag": _side_by_side(text_bag_BD, image_bag_BD),
+        # The caption's bag beside the picture's contrasted stream; the caption counts once, twice or four times.
+        "bag_and_stream": _side_by_side(text_bag_BD, out.stream_image_BD),
+        "bag_and_stream_2to1": _side_by_side(text_bag_BD, out.stream_image_BD, share=1 / 2),
+        "bag_and_stream_4to1": _side_by_side(text_bag_BD, out.stream_image_BD, share=1 / 4),
     }
+
+
+def _side_by_side(first_BD: Tensor, second_BD: Tensor, share: float = 1.0) -> Tensor:
+    """Both normalised, then concatenated: the cosine is the mean of the two, the second counting `share`."""
+    unit = nn.functional.normalize
+    return torch.cat([unit(first_BD, dim=-1), share**0.5 * unit(second_BD, dim=-1)], -1)
 
 
 def masked_mean(x_BND: Tensor, mask_BN: Tensor) -> Tensor:

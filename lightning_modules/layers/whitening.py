@@ -14,8 +14,9 @@ class Whitening(nn.Module):
     Means over positions are dominated by what every caption (or picture) has: one common vector, and frequent words.
     Whitening does to them what inverse document frequency does to word counts. It needs no labels.
     Source: Jégou & Chum, "Negative evidences and co-occurences in image retrieval: the benefit of PCA and whitening",
-    ECCV 2012; for sentences Su et al., arXiv 2103.15316. Here in the symmetric form (ZCA): its result does not depend on
-    signs and order of the eigenvectors, so it is the same on every machine and number of processes.
+    ECCV 2012; for sentences Su et al., arXiv 2103.15316.
+    Differs: the symmetric form (ZCA). Its result does not depend on signs and order of the eigenvectors, so it is the
+    same on every machine and number of processes.
 
     Args:
         width: D of the vectors.

@@ -57,6 +57,19 @@ def _flat(batches: list[list[int]]) -> list[int]:
     return [row for batch in batches for row in batch]
 
 
+def test_a_training_sample_is_fixed_and_leaves_the_stream_alone(folder: Path) -> None:
+    data, untouched = _data(folder), _data(folder)
+    data.setup("fit"), untouched.setup("fit")
+    sample = _rows(data.training_sample(10))
+    assert [len(rows) for rows in sample] == [4, 4, 4]  # whole batches
+    assert len(set(_flat(sample))) == 12
+    assert set(_flat(sample)) <= set(range(COUNTS["train"]))
+    loader = data.train_dataloader()
+    first = _rows(loader)
+    assert _rows(data.training_sample(10)) == sample
+    assert first + _rows(loader) == _rows(other := untouched.train_dataloader()) + _rows(other)
+
+
 # ---- the loaders themselves --------------------------------------------------------------------------------------
 
 
