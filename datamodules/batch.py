@@ -37,3 +37,7 @@ class ProductBatch(NamedTuple):
     entity_token_mask_BT: Tensor | None = None
     entities_BE: Tensor | None = None  # int64 row of the entity table, -1 = none
     owner_B: Tensor | None = None  # int64, query row an instance belongs to; None: each row is its own
+
+    def rows(self, chosen: slice | list[int]) -> ProductBatch:
+        """The batch of some of its rows."""
+        return ProductBatch._make(None if field is None else field[chosen] for field in self)

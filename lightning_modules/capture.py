@@ -13,6 +13,7 @@ Differs:
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import ClassVar, Literal, NamedTuple
 
@@ -38,17 +39,24 @@ StreamPooling = Literal["first", "mean"]
 BAGS = ("words", "text_stream", "regions", "image_stream")
 
 
-class HybridStreams(NamedTuple):
-    """What the network returns: both streams pooled before they meet, and every position after they met.
+class Streams(NamedTuple):
+    """Both streams before they meet.
 
-    `bags` are means over positions before the streams meet, by name: of the embedding layer and of the last self layer.
+    `bags` are means over positions, by name: of the embedding layers and of the last self layers.
     """
 
-    stream_text_BD: Tensor
-    stream_image_BD: Tensor
     text_BTD: Tensor  # position 0 = [CLS]
     image_BRD: Tensor  # position 0 = the whole image
+    pooled_text_BD: Tensor
+    pooled_image_BD: Tensor
     bags: dict[str, Tensor]
+
+
+class Fused(NamedTuple):
+    """Every position after the streams have met."""
+
+    text_BTD: Tensor
+    image_BRD: Tensor
 
 
 class HybridStreamTransformer(nn.Module):
@@ -105,41 +113,43 @@ class HybridStreamTransformer(nn.Module):
             assert isinstance(block, PreNormBlock)
             nn.init.xavier_uniform_(block.query_key_value.weight)
 
-    def forward(self, tokens_BT: Tensor, token_mask_BT: Tensor, regions: Regions) -> HybridStreams:
+    def forward(self, tokens_BT: Tensor, token_mask_BT: Tensor, regions: Regions) -> tuple[Streams, Fused]:
         """Inputs: int64 tokens with their bool mask; regions with the whole-image region first."""
+        streams = self.streams(tokens_BT, token_mask_BT, regions)
+        return streams, self.fuse(streams.text_BTD, token_mask_BT, streams.image_BRD, regions.mask_BR)
+
+    def streams(self, tokens_BT: Tensor, token_mask_BT: Tensor, regions: Regions) -> Streams:
+        """Embeddings and self layers, each stream on its own."""
         text_BTD = self.text_embedding(tokens_BT)
         image_BRD = self.region_embedding(regions.features_BRD, regions.boxes_BR5)
-        bags = {
-            "words": masked_mean(text_BTD, token_mask_BT),
-            "regions": masked_mean(image_BRD, regions.mask_BR),
-        }
+        words_BD, regions_BD = masked_mean(text_BTD, token_mask_BT), masked_mean(image_BRD, regions.mask_BR)
         for layer in self.text_layers:
             text_BTD = layer(text_BTD, token_mask_BT)
         for layer in self.image_layers:
             image_BRD = layer(image_BRD, regions.mask_BR)
-        bags["text_stream"] = masked_mean(text_BTD, token_mask_BT)
-        bags["image_stream"] = masked_mean(image_BRD, regions.mask_BR)
-        stream_text_BD = torch.relu(self.text_pooler(self._pool(text_BTD, token_mask_BT)))
-        stream_image_BD = torch.relu(self.image_pooler(self._pool(image_BRD, regions.mask_BR)))
-        for layer in self.cross_layers:
-            image_BRD, text_BTD = layer(image_BRD, regions.mask_BR, text_BTD, token_mask_BT)
-
-        length = tokens_BT.shape[1]
-        both_BND = torch.cat([text_BTD, image_BRD], 1)
-        both_BND = self.co_dropout(both_BND + self.co_position.weight[: both_BND.shape[1]])
-        both_mask_BN = torch.cat([token_mask_BT, regions.mask_BR], 1)
-        for layer in self.co_layers:
-            both_BND = layer(both_BND, both_mask_BN)
-        return HybridStreams(
-            stream_text_BD,
-            stream_image_BD,
-            torch.relu(self.text_output(both_BND[:, :length])),
-            torch.relu(self.image_output(both_BND[:, length:])),
-            bags,
+        text_mean_BD, image_mean_BD = masked_mean(text_BTD, token_mask_BT), masked_mean(image_BRD, regions.mask_BR)
+        first = self.stream_pooling == "first"
+        return Streams(
+            text_BTD,
+            image_BRD,
+            torch.relu(self.text_pooler(text_BTD[:, 0] if first else text_mean_BD)),
+            torch.relu(self.image_pooler(image_BRD[:, 0] if first else image_mean_BD)),
+            dict(zip(BAGS, (words_BD, text_mean_BD, regions_BD, image_mean_BD), strict=True)),
         )
 
-    def _pool(self, stream_BND: Tensor, mask_BN: Tensor) -> Tensor:
-        return stream_BND[:, 0] if self.stream_pooling == "first" else masked_mean(stream_BND, mask_BN)
+    def fuse(self, text_BTD: Tensor, token_mask_BT: Tensor, image_BRD: Tensor, region_mask_BR: Tensor) -> Fused:
+        """Cross layers, then the co-transformer on both streams side by side."""
+        for layer in self.cross_layers:
+            image_BRD, text_BTD = layer(image_BRD, region_mask_BR, text_BTD, token_mask_BT)
+        length = text_BTD.shape[1]
+        both_BND = torch.cat([text_BTD, image_BRD], 1)
+        both_BND = self.co_dropout(both_BND + self.co_position.weight[: both_BND.shape[1]])
+        both_mask_BN = torch.cat([token_mask_BT, region_mask_BR], 1)
+        for layer in self.co_layers:
+            both_BND = layer(both_BND, both_mask_BN)
+        return Fused(
+            torch.relu(self.text_output(both_BND[:, :length])), torch.relu(self.image_output(both_BND[:, length:]))
+        )
 
 
 class CAPTURE(RetrievalModule):
@@ -170,6 +180,8 @@ class CAPTURE(RetrievalModule):
         retrieval_feature: See `candidate_features`; the authors' is "product_both".
         whitening_samples: Training pictures that the whitening of the bag features is learned from, before each
             validation and without labels; 0 leaves them as they are. Some multiple of `width`.
+        fused_share: Share of each batch that goes on to cross layers and co-transformer, which only MLM and MRM need;
+            the contrast always sees the whole batch. Published: 1.
     """
 
     # Products are element-wise image ⊙ text; "both" concatenates the co-transformer's and the streams'.
@@ -228,6 +240,7 @@ class CAPTURE(RetrievalModule):
         mrm_prob: float = 0.15,
         retrieval_feature: str = "product_both",
         whitening_samples: int = 0,
+        fused_share: float = 1.0,
         lr: float = 1e-4,
         weight_decay: float = 0.01,
         warmup_fraction: float = 0.1,
@@ -236,6 +249,9 @@ class CAPTURE(RetrievalModule):
         super().__init__(retrieval_feature, lr, weight_decay, warmup_fraction, pretrained_lr_scale)
         self.save_hyperparameters()
         _check_objectives(objectives)
+        if not 0 < fused_share <= 1:
+            raise ModelError(f"model.fused_share {fused_share} must lie in (0, 1]")
+        self.fused_share = fused_share
         self.spec = InputSpec(tokenizer, text_length, visual_input, num_regions, region_width, image_size_px)
         self.visual: PrecomputedRegions | GridRegions
         if visual_input == "grid":
@@ -318,54 +334,63 @@ class CAPTURE(RetrievalModule):
 
         The contrast is computed on the masked inputs, as in the released code.
         """
-        tokens_BT, targets_BT = batch.tokens_BT, None
+        tokens_BT, token_mask_BT, targets_BT = batch.tokens_BT, batch.token_mask_BT, None
         if self.mlm is not None:
-            tokens_BT, targets_BT = self.mlm.mask(tokens_BT, batch.token_mask_BT, draws)
+            tokens_BT, targets_BT = self.mlm.mask(tokens_BT, token_mask_BT, draws)
         masked = self.mrm.mask(self.visual.mask(batch), draws) if self.mrm is not None else None
-        regions = self.visual(batch, masked.hidden_BR if masked else None)
-        out = self.network(tokens_BT, batch.token_mask_BT, with_global(regions))
+        regions = with_global(self.visual(batch, masked.hidden_BR if masked else None))
+        streams = self.network.streams(tokens_BT, token_mask_BT, regions)
 
         losses: dict[str, Tensor] = {}
+        if self.mlm is not None or self.mrm is not None:
+            # The contrast reads nothing behind the streams, so it needs no more of them.
+            n = math.ceil(self.fused_share * len(tokens_BT))
+            fused = self.network.fuse(
+                streams.text_BTD[:n], token_mask_BT[:n], streams.image_BRD[:n], regions.mask_BR[:n]
+            )
         if self.mlm is not None:
             assert targets_BT is not None
-            losses["loss_mlm"] = self.mlm(out.text_BTD, targets_BT, self.network.text_embedding.word.weight)
+            losses["loss_mlm"] = self.mlm(fused.text_BTD, targets_BT[:n], self.network.text_embedding.word.weight)
         if self.mrm is not None and masked is not None:
             with torch.no_grad():
-                clean_BRD = self.visual(batch).features_BRD
-            mrm = self.mrm(out.image_BRD[:, 1:], clean_BRD, masked.predicted_BR, regions.mask_BR)
+                clean = self.visual(batch.rows(slice(n)))
+            mrm = self.mrm(fused.image_BRD[:, 1:], clean.features_BRD, masked.predicted_BR[:n], clean.mask_BR)
             losses["loss_mrm"] = mrm.loss
             if mrm.target_variance is not None:
                 losses["_mrm_target_variance"] = mrm.target_variance
         if self.clr is not None:
-            losses["loss_clr"] = self.clr(out.stream_image_BD, out.stream_text_BD)
+            losses["loss_clr"] = self.clr(streams.pooled_image_BD, streams.pooled_text_BD)
         return losses
 
     def embed(self, batch: ProductBatch) -> dict[str, Tensor]:
         regions = with_global(self.visual(batch))
-        out = self.network(batch.tokens_BT, batch.token_mask_BT, regions)
-        return _features(out, self.whiten(out.bags), batch.token_mask_BT, regions.mask_BR)
+        streams, fused = self.network(batch.tokens_BT, batch.token_mask_BT, regions)
+        return _features(streams, fused, self.whiten(streams.bags), batch.token_mask_BT, regions.mask_BR)
 
     def unwhitened(self, batch: ProductBatch) -> dict[str, Tensor]:
-        return self.network(batch.tokens_BT, batch.token_mask_BT, with_global(self.visual(batch))).bags
+        return self.network.streams(batch.tokens_BT, batch.token_mask_BT, with_global(self.visual(batch))).bags
 
 
 def _features(
-    out: HybridStreams, bags: dict[str, Tensor], token_mask_BT: Tensor, region_mask_BR: Tensor
+    streams: Streams, fused: Fused, bags: dict[str, Tensor], token_mask_BT: Tensor, region_mask_BR: Tensor
 ) -> dict[str, Tensor]:
     """Every retrieval feature from one forward pass, by name.
 
     `product_both` is the authors' (reply in their repository, issue 5).
     """
-    co_text_BD, co_image_BD = out.text_BTD[:, 0], out.image_BRD[:, 0]
+    stream_text_BD, stream_image_BD = streams.pooled_text_BD, streams.pooled_image_BD
+    co_text_BD, co_image_BD = fused.text_BTD[:, 0], fused.image_BRD[:, 0]
     product_co_BD = co_text_BD * co_image_BD
-    product_stream_BD = out.stream_text_BD * out.stream_image_BD
-    concat_stream_BD = _side_by_side(out.stream_text_BD, out.stream_image_BD)
-    concat_mean_BD = _side_by_side(masked_mean(out.text_BTD, token_mask_BT), masked_mean(out.image_BRD, region_mask_BR))
+    product_stream_BD = stream_text_BD * stream_image_BD
+    concat_stream_BD = _side_by_side(stream_text_BD, stream_image_BD)
+    concat_mean_BD = _side_by_side(
+        masked_mean(fused.text_BTD, token_mask_BT), masked_mean(fused.image_BRD, region_mask_BR)
+    )
     text_bag_BD = _side_by_side(bags["words"], bags["text_stream"])
     image_bag_BD = _side_by_side(bags["regions"], bags["image_stream"])
     return {
-        "image_stream": out.stream_image_BD,
-        "text_stream": out.stream_text_BD,
+        "image_stream": stream_image_BD,
+        "text_stream": stream_text_BD,
         "image_bag": image_bag_BD,
         "text_bag": text_bag_BD,
         "product_both": torch.cat([product_co_BD, product_stream_BD], -1),
@@ -377,9 +402,9 @@ def _features(
         "concat_both": torch.cat([concat_stream_BD, concat_mean_BD], -1),
         "concat_bag": _side_by_side(text_bag_BD, image_bag_BD),
         # The caption's bag beside the picture's contrasted stream; the caption counts once, twice or four times.
-        "bag_and_stream": _side_by_side(text_bag_BD, out.stream_image_BD),
-        "bag_and_stream_2to1": _side_by_side(text_bag_BD, out.stream_image_BD, share=1 / 2),
-        "bag_and_stream_4to1": _side_by_side(text_bag_BD, out.stream_image_BD, share=1 / 4),
+        "bag_and_stream": _side_by_side(text_bag_BD, stream_image_BD),
+        "bag_and_stream_2to1": _side_by_side(text_bag_BD, stream_image_BD, share=1 / 2),
+        "bag_and_stream_4to1": _side_by_side(text_bag_BD, stream_image_BD, share=1 / 4),
     }
 
 

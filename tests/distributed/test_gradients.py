@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from datamodules.batch import ProductBatch
 from lightning_modules.distributed import all_sum, rank, world_size
 from lightning_modules.example_batch import example_batch
 from lightning_modules.objectives.draws import Draws
@@ -32,7 +31,7 @@ def _of_model(visual_input: str) -> dict[str, torch.Tensor]:
     model = tiny_capture(visual_input=visual_input, dropout=0.0)
     whole = example_batch(model.input_spec(), batch_size=BATCH)
     rows = slice(rank() * BATCH // world_size(), (rank() + 1) * BATCH // world_size())
-    batch = ProductBatch._make(None if field is None else field[rows] for field in whole)
+    batch = whole.rows(rows)
     losses = model.losses(batch, Draws(0, 3, model.device))
     torch.stack([value for name, value in losses.items() if not name.startswith("_")]).sum().backward()
     result = {name: all_sum(value.detach()) / world_size() for name, value in losses.items()}

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from datamodules.batch import ProductBatch
 from lightning_modules import ModelError
 from lightning_modules.example_batch import example_batch
 from lightning_modules.layers.regions import with_global
@@ -16,10 +15,6 @@ from lightning_modules.objectives.draws import Draws
 from tests.lightning_modules.tiny_models import tiny_capture
 
 SUBSETS = list(chain.from_iterable(combinations(("mlm", "mrm", "clr"), n) for n in (1, 2, 3)))
-
-
-def _rows(batch: ProductBatch, rows: list[int]) -> ProductBatch:
-    return ProductBatch._make(None if field is None else field[rows] for field in batch)
 
 
 @pytest.mark.parametrize("visual_input", ["regions", "grid"])
@@ -30,7 +25,7 @@ def test_embeddings_are_unit_and_independent_of_the_batch(visual_input: str) -> 
     batch = example_batch(model.input_spec(), batch_size=6)
     together = model.encode(batch)
     order = [4, 2, 5]
-    subset = model.encode(_rows(batch, order))
+    subset = model.encode(batch.rows(order))
     alone = {name for names in model.modalities.values() for name in names}
     assert {"product", "image", "text", *model.candidate_features, *alone} == set(together)
     for name, vectors in together.items():
@@ -68,6 +63,26 @@ def test_every_trainable_parameter_gets_a_gradient(objectives: tuple[str, ...], 
     torch.stack(list(losses.values())).sum().backward()
     assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
     assert sum(p.requires_grad for p in model.parameters()) > 10
+
+
+def test_a_fused_share_leaves_the_contrast_alone_and_takes_the_first_rows() -> None:
+    torch.manual_seed(0)
+    whole = tiny_capture(visual_input="grid", dropout=0.0)
+    half = tiny_capture(visual_input="grid", dropout=0.0, fused_share=0.5)
+    half.load_state_dict(whole.state_dict())
+    batch = example_batch(whole.input_spec(), batch_size=8)
+    draws = [Draws(0, 0, whole.device) for _ in range(2)]
+    all_rows, first_rows = whole.losses(batch, draws[0]), half.losses(batch, draws[1])
+    torch.testing.assert_close(first_rows["loss_clr"], all_rows["loss_clr"])
+    assert first_rows["loss_mlm"] != all_rows["loss_mlm"]
+    # MLM and MRM of the half do not depend on what the other rows hold
+    changed = batch._replace(images_B3HW=torch.cat([batch.images_B3HW[:4], 255 - batch.images_B3HW[4:]]))
+    again = half.losses(changed, Draws(0, 0, half.device))
+    torch.testing.assert_close(again["loss_mlm"], first_rows["loss_mlm"])
+    torch.testing.assert_close(again["loss_mrm"], first_rows["loss_mrm"])
+    assert again["loss_clr"] != first_rows["loss_clr"]
+    with pytest.raises(ModelError, match="fused_share 0"):
+        tiny_capture(fused_share=0.0)
 
 
 def test_contrast_alone_does_not_claim_the_cross_layers() -> None:

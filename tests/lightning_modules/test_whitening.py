@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from datamodules.batch import ProductBatch
 from lightning_modules.distributed import rank, world_size
 from lightning_modules.example_batch import example_batch
 from lightning_modules.layers.whitening import Whitening
@@ -50,7 +49,7 @@ def _fitted_on_ranks() -> dict[str, torch.Tensor]:
     model = tiny_capture(whitening_samples=24)
     whole = example_batch(model.input_spec(), batch_size=24)
     rows = slice(rank() * 24 // world_size(), (rank() + 1) * 24 // world_size())
-    model.fit_whitening([ProductBatch._make(None if field is None else field[rows] for field in whole)])
+    model.fit_whitening([whole.rows(rows)])
     return {name: tensor for name, tensor in model.state_dict().items() if name.startswith("whitening.")}
 
 

@@ -36,19 +36,21 @@ def test_outputs_equal_the_authors(path: Path) -> None:
     inputs, expected = data["inputs"], data["outputs"]
     token_mask, region_mask = inputs["token_mask"].bool(), inputs["region_mask"].bool()
     with torch.no_grad():
-        out = model.network(inputs["input_ids"], token_mask, Regions(inputs["regions"], inputs["boxes"], region_mask))
+        streams, fused = model.network(
+            inputs["input_ids"], token_mask, Regions(inputs["regions"], inputs["boxes"], region_mask)
+        )
         losses = {
-            "loss_mlm": model.mlm(out.text_BTD, inputs["mlm_labels"], model.network.text_embedding.word.weight),
+            "loss_mlm": model.mlm(fused.text_BTD, inputs["mlm_labels"], model.network.text_embedding.word.weight),
             "loss_mrm": model.mrm(
-                out.image_BRD[:, 1:], inputs["mrm_targets"], inputs["mrm_labels"] == 1, region_mask[:, 1:]
+                fused.image_BRD[:, 1:], inputs["mrm_targets"], inputs["mrm_labels"] == 1, region_mask[:, 1:]
             ).loss,
-            "loss_clr": model.clr(out.stream_image_BD, out.stream_text_BD),
+            "loss_clr": model.clr(streams.pooled_image_BD, streams.pooled_text_BD),
         }
     vectors = {
-        "pooled_t": out.text_BTD[:, 0],
-        "pooled_v": out.image_BRD[:, 0],
-        "stream_pooled_t": out.stream_text_BD,
-        "stream_pooled_v": out.stream_image_BD,
+        "pooled_t": fused.text_BTD[:, 0],
+        "pooled_v": fused.image_BRD[:, 0],
+        "stream_pooled_t": streams.pooled_text_BD,
+        "stream_pooled_v": streams.pooled_image_BD,
     }
     for name, value in vectors.items():
         torch.testing.assert_close(value, expected[name], atol=3e-6, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
