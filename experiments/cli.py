@@ -26,6 +26,7 @@ COMMANDS = {
     "eval": "re-evaluate a run's best checkpoint, or a model that needs no training",
     "data": "build or verify a shard folder",
     "score": "score a ranking file against annotation files",
+    "import-official": "a checkpoint of the authors' released code as a run folder",
     "table": "Markdown table from the metrics.json of several runs",
     "report": "one static HTML page of a run",
     "bench": "throughput and memory of loader, training step and search",
@@ -80,7 +81,7 @@ def _dispatch(command: str, words: list[str]) -> int | None:
 
         return run_command(command, RUN_COMMANDS[command], words)
     handlers = {"eval": _eval, "data": _data, "score": _score, "table": _table, "report": _report}
-    handlers |= {"bench": _bench, "doctor": _doctor, "demo": _demo}
+    handlers |= {"import-official": _import_official, "bench": _bench, "doctor": _doctor, "demo": _demo}
     return handlers[command](words)
 
 
@@ -114,6 +115,20 @@ def _score(words: list[str]) -> None:
     if options.out:
         write_text(Path(options.out), text + "\n")
     print(text)
+
+
+def _import_official(words: list[str]) -> None:
+    parser = Parser("import-official", COMMANDS["import-official"])
+    parser.add_argument("--checkpoint", required=True, metavar="F", help="state dict in the authors' names")
+    parser.add_argument("--config", required=True, metavar="C", help="their model configuration (JSON)")
+    parser.add_argument("--cross-config", required=True, metavar="X", help="their co-transformer configuration (JSON)")
+    parser.add_argument("--model", default="capture", metavar="NAME", help="capture (default)")
+    parser.add_argument("--out", required=True, metavar="RUN", help="the run folder to write")
+    options = parser.parse(words)
+    from experiments.import_official import import_official
+
+    files = [Path(name) for name in (options.checkpoint, options.config, options.cross_config)]
+    import_official(*files, options.model, Path(options.out), command_line("import-official", words))
 
 
 def _table(words: list[str]) -> None:

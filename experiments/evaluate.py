@@ -93,6 +93,8 @@ def reopen(source: RunFolder, data: str | None, overrides: list[str]) -> Composi
         stored = config["data"]["init_args"]["folder"]
     except (yaml.YAMLError, KeyError, TypeError, AttributeError):
         raise UsageError(f"{source.config}: not the configuration of a run") from None
+    if data is None and about["data_hash"] is None:
+        raise UsageError(f"{source.root}: imported, not trained here, so it has no data of its own: name it with DATA=")
     folder = find_data(data or stored, overlays("data"))
     if data is None and folder.data_hash != about["data_hash"]:
         raise UsageError(

@@ -313,7 +313,10 @@ class CAPTURE(RetrievalModule):
         """
         ours, _ = translate(state_dict)
         model = cls(**capture_arguments(ours, config, cross_config))
-        missing, unexpected = model.load_state_dict(ours, strict=False)
+        try:
+            missing, unexpected = model.load_state_dict(ours, strict=False)
+        except RuntimeError as problem:  # sizes that contradict each other
+            raise ModelError(f"official checkpoint: {str(problem).splitlines()[1].strip()}") from None
         if missing or unexpected:
             raise ModelError(f"official checkpoint: missing {missing[:3]}, unexpected {unexpected[:3]}")
         return model.eval()

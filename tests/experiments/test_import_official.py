@@ -1,0 +1,106 @@
+"""import-official: a checkpoint in the authors' names becomes a run folder that loads to the same model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from experiments.cli import main
+from lightning_modules import CAPTURE
+from lightning_modules.example_batch import example_batch
+from lightning_modules.official_weights import capture_arguments, translate
+
+CONFIG = {
+    **{"num_attention_heads": 2, "v_num_attention_heads": 2, "bi_num_attention_heads": 2, "intermediate_size": 64},
+    **{"v_intermediate_size": 10, "bi_hidden_size": 8},
+}
+CROSS_CONFIG = {"num_attention_heads": 2}
+SHAPES = Path(__file__).parents[3] / "shared" / "reference" / "capture_state_dict.json"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Random weights in the released names, small widths."""
+    if not SHAPES.is_file():
+        pytest.skip(f"{SHAPES} is missing; it lists the released names and shapes")
+    folder = tmp_path_factory.mktemp("official")
+    content = json.loads(SHAPES.read_text())
+    generator = torch.Generator().manual_seed(0)
+    small = {768: 16, 512: 80, 3072: 64, 1024: 10, 2304: 48, 2048: 6, 21128: 40, 1536: 32}
+    state = {
+        name: torch.randn([small.get(size, size) for size in shape], generator=generator) * 0.1
+        for name, shape in ((name, _shape(entry)) for name, entry in content.items())
+    }
+    paths = {name: folder / name for name in ("state.safetensors", "state.bin", "config.json", "cross.json")}
+    save_file(state, paths["state.safetensors"])
+    torch.save(state, paths["state.bin"])
+    paths["config.json"].write_text(json.dumps(CONFIG))
+    paths["cross.json"].write_text(json.dumps(CROSS_CONFIG))
+    return paths
+
+
+def _shape(entry: object) -> list[int]:
+    return list(entry["shape"] if isinstance(entry, dict) else entry)  # type: ignore[call-overload]
+
+
+def _words(files: dict[str, Path], out: Path, checkpoint: str = "state.safetensors") -> list[str]:
+    words = ["import-official", "--checkpoint", str(files[checkpoint]), "--config", str(files["config.json"])]
+    return [*words, "--cross-config", str(files["cross.json"]), "--model", "capture", "--out", str(out)]
+
+
+@pytest.mark.parametrize("checkpoint", ["state.safetensors", "state.bin"])
+def test_the_run_folder_holds_the_same_model(
+    files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], checkpoint: str
+) -> None:
+    out = tmp_path / "run"
+    assert main(_words(files, out, checkpoint)) == 0
+    said = capsys.readouterr()
+    assert "q_dense1" in said.out + said.err
+    assert json.loads((out / "metrics.json").read_text())["steps"] == 0
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    stored = torch.load(out / "checkpoints" / "best.ckpt", weights_only=True)
+    model = CAPTURE(**config["model"]["init_args"]).eval()
+    model.load_state_dict(stored["state_dict"])
+    state = torch.load(files["state.bin"], weights_only=True)
+    expected = CAPTURE.from_official(state, CONFIG, CROSS_CONFIG)
+    assert config["model"]["init_args"].items() >= capture_arguments(translate(state)[0], CONFIG, CROSS_CONFIG).items()
+    batch = example_batch(model.input_spec(), batch_size=3)
+    batch = batch._replace(tokens_BT=batch.tokens_BT % 40)
+    for name, vectors in expected.encode(batch).items():
+        assert torch.equal(model.encode(batch)[name], vectors), name
+
+
+def test_it_is_evaluated_on_named_data_only(
+    files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert main(_words(files, out)) == 0
+    assert main(["eval", "--run", str(out)]) == 2
+    assert "name it with DATA=" in capsys.readouterr().err
+
+
+def test_bad_input_is_one_line(files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = tmp_path / "broken.bin"
+    broken.write_bytes(b"not a checkpoint")
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "file").write_text("")
+    good = _words(files, tmp_path / "out")
+    cases = [
+        (good[:2] + [str(tmp_path / "none.bin")] + good[3:], "none.bin: no such file"),
+        (good[:2] + [str(broken)] + good[3:], "broken.bin: not a checkpoint"),
+        (good[:4] + [str(broken)] + good[5:], "broken.bin: not readable as JSON"),
+        (good[:-3] + ["clip", *good[-2:]], "--model 'clip' is unknown"),
+        (good[:-1] + [str(taken)], "taken: exists already"),
+    ]
+    for words, message in cases:
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
