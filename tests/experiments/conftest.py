@@ -12,6 +12,7 @@ from experiments.cli import main
 SMALL = [
     *("--model.width=32", "--model.output_width=16", "--model.text_ffn=32", "--model.image_ffn=32"),
     *("--model.cross_width=16", "--model.image_size_px=32", "--data.num_workers=0", "--data.batch_size=8"),
+    "--model.whitening_samples=64",
     *(
         "--data.steps_per_epoch=3",
         "--trainer.max_steps=6",

@@ -135,6 +135,13 @@ def test_eval_equals_training_to_the_last_digit(run: Path, record: dict, capsys:
     assert {key: again[key] for key in CONTRACT_KEYS} == {key: record[key] for key in CONTRACT_KEYS}
 
 
+def test_the_checkpoint_brings_its_whitening(run: Path) -> None:
+    state = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    fitted = {name: bool(value) for name, value in state.items() if name.endswith(".fitted")}
+    assert len(fitted) == 4
+    assert all(fitted.values())
+
+
 def test_eval_keeps_the_record_and_fails_when_numbers_differ(run: Path, tmp_path: Path) -> None:
     copy = tmp_path / run.name
     shutil.copytree(run, copy)
