@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from experiments.cli import main
 from experiments.history import read_history
