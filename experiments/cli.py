@@ -127,8 +127,14 @@ def _import_official(words: list[str]) -> None:
     options = parser.parse(words)
     from experiments.import_official import import_official
 
-    files = [Path(name) for name in (options.checkpoint, options.config, options.cross_config)]
-    import_official(*files, options.model, Path(options.out), command_line("import-official", words))
+    import_official(
+        Path(options.checkpoint),
+        Path(options.config),
+        Path(options.cross_config),
+        options.model,
+        Path(options.out),
+        command_line("import-official", words),
+    )
 
 
 def _table(words: list[str]) -> None:

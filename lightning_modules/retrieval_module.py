@@ -6,7 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import lightning
 import torch
@@ -44,7 +44,7 @@ class RetrievalModule(lightning.LightningModule, ABC):
     """
 
     candidate_features: tuple[str, ...] = ()
-    modalities: Mapping[str, tuple[str, ...]] = {}  # "image", "text" -> candidates of that modality alone
+    modalities: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # "image", "text" -> candidates of that modality alone
     whitening_samples: int = 0  # training pictures the whitening is learned from
     pretrained_prefixes: tuple[str, ...] = ()
     uses_in_batch_negatives = True
