@@ -25,7 +25,7 @@ from lightning_modules.bert_weights import load_text_stream, read_bert
 from lightning_modules.errors import ModelError
 from lightning_modules.layers.attention import CoAttentionLayer, PostNormLayer, PreNormBlock
 from lightning_modules.layers.embeddings import RegionEmbedding, TextEmbedding, init_bert_style
-from lightning_modules.layers.regions import GridRegions, PrecomputedRegions, Regions, with_global
+from lightning_modules.layers.regions import GlobalPooling, GridRegions, PrecomputedRegions, Regions, with_global
 from lightning_modules.layers.whitening import Whitening
 from lightning_modules.objectives.cross_modal_contrast import CrossModalContrast
 from lightning_modules.objectives.draws import Draws
@@ -86,10 +86,12 @@ class HybridStreamTransformer(nn.Module):
         co_heads: int,
         dropout: float,
         init_std: float,
-        stream_pooling: StreamPooling,
+        text_pooling: StreamPooling,
+        image_pooling: StreamPooling,
     ) -> None:
         super().__init__()
-        self.stream_pooling = stream_pooling
+        self.text_pooling = text_pooling
+        self.image_pooling = image_pooling
         self.text_embedding = TextEmbedding(vocab_size, width, max_positions, dropout)
         self.region_embedding = RegionEmbedding(region_width, width, dropout)
         self.text_layers = nn.ModuleList(
@@ -128,12 +130,11 @@ class HybridStreamTransformer(nn.Module):
         for layer in self.image_layers:
             image_BRD = layer(image_BRD, regions.mask_BR)
         text_mean_BD, image_mean_BD = masked_mean(text_BTD, token_mask_BT), masked_mean(image_BRD, regions.mask_BR)
-        first = self.stream_pooling == "first"
         return Streams(
             text_BTD,
             image_BRD,
-            torch.relu(self.text_pooler(text_BTD[:, 0] if first else text_mean_BD)),
-            torch.relu(self.image_pooler(image_BRD[:, 0] if first else image_mean_BD)),
+            torch.relu(self.text_pooler(text_BTD[:, 0] if self.text_pooling == "first" else text_mean_BD)),
+            torch.relu(self.image_pooler(image_BRD[:, 0] if self.image_pooling == "first" else image_mean_BD)),
             dict(zip(BAGS, (words_BD, text_mean_BD, regions_BD, image_mean_BD), strict=True)),
         )
 
@@ -169,9 +170,13 @@ class CAPTURE(RetrievalModule):
         width, output_width: Inner width of all streams; width of the pooled outputs.
         *_layers, *_heads, *_ffn, cross_width: Depths and sizes (§4.2; self|cross|co = 4|4|6).
         dropout: In the BERT-style layers and at the co-transformer's input.
-        stream_pooling: What CLR and the stream features read of a stream: "first" (its first position, published) or
-            the "mean" over positions. From scratch at width 128 the first position is nearly the same vector for every
-            caption, and the contrast stayed at chance for 100 to 400 steps; with the mean it left within 150.
+        text_pooling, image_pooling: What CLR and the stream features read of a stream: "first" (its first position,
+            published) or the "mean" over positions. From scratch at width 128 the first position of the text is nearly
+            the same vector for every caption, and the contrast stayed at chance for 100 to 400 steps; with the mean it
+            left within 150.
+        global_pooling: What the whole-image region holds: the "mean" of all regions' features (published) or their
+            "max" per dimension. The maximum of a picture of several products is near the union of theirs, however
+            small each is shown; a mean of grid cells is mostly background.
         init_std: Standard deviation of initial weights. 0.02 suits width 768 with a pretrained text stream; at width
             128 from scratch it leaves all captions within a cosine of 0.9999, and the contrast takes long to start:
             1/sqrt(width) is the better choice there.
@@ -180,8 +185,8 @@ class CAPTURE(RetrievalModule):
         retrieval_feature: See `candidate_features`; the authors' is "product_both".
         whitening_samples: Training pictures that the whitening of the bag features is learned from, before each
             validation and without labels; 0 leaves them as they are. Some multiple of `width`.
-        fused_share: Share of each batch that goes on to cross layers and co-transformer, which only MLM and MRM need;
-            the contrast always sees the whole batch. Published: 1.
+        fused_share: Share of each batch that is masked and goes on to cross layers and co-transformer, which only MLM
+            and MRM need; the contrast always reads the whole batch. Published: 1.
     """
 
     # Products are element-wise image ⊙ text; "both" concatenates the co-transformer's and the streams'.
@@ -234,7 +239,9 @@ class CAPTURE(RetrievalModule):
         co_heads: int = 8,
         dropout: float = 0.1,
         init_std: float = 0.02,
-        stream_pooling: StreamPooling = "first",
+        text_pooling: StreamPooling = "first",
+        image_pooling: StreamPooling = "first",
+        global_pooling: GlobalPooling = "mean",
         temperature: float = 0.07,
         mlm_prob: float = 0.15,
         mrm_prob: float = 0.15,
@@ -252,6 +259,7 @@ class CAPTURE(RetrievalModule):
         if not 0 < fused_share <= 1:
             raise ModelError(f"model.fused_share {fused_share} must lie in (0, 1]")
         self.fused_share = fused_share
+        self.global_pooling: GlobalPooling = global_pooling
         self.spec = InputSpec(tokenizer, text_length, visual_input, num_regions, region_width, image_size_px)
         self.visual: PrecomputedRegions | GridRegions
         if visual_input == "grid":
@@ -279,7 +287,8 @@ class CAPTURE(RetrievalModule):
             co_heads=co_heads,
             dropout=dropout,
             init_std=init_std,
-            stream_pooling=stream_pooling,
+            text_pooling=text_pooling,
+            image_pooling=image_pooling,
         )
         self.mlm = self.mrm = self.clr = None
         if "mlm" in objectives:
@@ -335,29 +344,33 @@ class CAPTURE(RetrievalModule):
     def losses(self, batch: ProductBatch, draws: Draws) -> dict[str, Tensor]:
         """§4.3: mask both inputs, run the network once, and sum the objectives with weight 1.
 
-        The contrast is computed on the masked inputs, as in the released code.
+        The contrast is computed on the same inputs, masked as they are, as in the released code.
         """
-        tokens_BT, token_mask_BT, targets_BT = batch.tokens_BT, batch.token_mask_BT, None
+        # The contrast reads nothing behind the streams, so only the first n rows are masked and go on.
+        n = math.ceil(self.fused_share * len(batch.tokens_BT))
+        part = batch.rows(slice(n))
+        tokens_BT, token_mask_BT = batch.tokens_BT, batch.token_mask_BT
         if self.mlm is not None:
-            tokens_BT, targets_BT = self.mlm.mask(tokens_BT, token_mask_BT, draws)
-        masked = self.mrm.mask(self.visual.mask(batch), draws) if self.mrm is not None else None
-        regions = with_global(self.visual(batch, masked.hidden_BR if masked else None))
+            masked_tokens, targets_BT = self.mlm.mask(part.tokens_BT, part.token_mask_BT, draws)
+            tokens_BT = torch.cat([masked_tokens, tokens_BT[n:]])
+        hidden_BR = None
+        if self.mrm is not None:
+            predicted_BR, hidden_part_BR = self.mrm.mask(self.visual.mask(part), draws)
+            hidden_BR = nn.functional.pad(hidden_part_BR, (0, 0, 0, len(tokens_BT) - n))
+        regions = with_global(self.visual(batch, hidden_BR), self.global_pooling)
         streams = self.network.streams(tokens_BT, token_mask_BT, regions)
 
         losses: dict[str, Tensor] = {}
         if self.mlm is not None or self.mrm is not None:
-            # The contrast reads nothing behind the streams, so it needs no more of them.
-            n = math.ceil(self.fused_share * len(tokens_BT))
             fused = self.network.fuse(
-                streams.text_BTD[:n], token_mask_BT[:n], streams.image_BRD[:n], regions.mask_BR[:n]
+                streams.text_BTD[:n], part.token_mask_BT, streams.image_BRD[:n], regions.mask_BR[:n]
             )
         if self.mlm is not None:
-            assert targets_BT is not None
-            losses["loss_mlm"] = self.mlm(fused.text_BTD, targets_BT[:n], self.network.text_embedding.word.weight)
-        if self.mrm is not None and masked is not None:
+            losses["loss_mlm"] = self.mlm(fused.text_BTD, targets_BT, self.network.text_embedding.word.weight)
+        if self.mrm is not None:
             with torch.no_grad():
-                clean = self.visual(batch.rows(slice(n)))
-            mrm = self.mrm(fused.image_BRD[:, 1:], clean.features_BRD, masked.predicted_BR[:n], clean.mask_BR)
+                clean = self.visual(part)
+            mrm = self.mrm(fused.image_BRD[:, 1:], clean.features_BRD, predicted_BR, clean.mask_BR)
             losses["loss_mrm"] = mrm.loss
             if mrm.target_variance is not None:
                 losses["_mrm_target_variance"] = mrm.target_variance
@@ -366,12 +379,14 @@ class CAPTURE(RetrievalModule):
         return losses
 
     def embed(self, batch: ProductBatch) -> dict[str, Tensor]:
-        regions = with_global(self.visual(batch))
+        regions = with_global(self.visual(batch), self.global_pooling)
         streams, fused = self.network(batch.tokens_BT, batch.token_mask_BT, regions)
         return _features(streams, fused, self.whiten(streams.bags), batch.token_mask_BT, regions.mask_BR)
 
     def unwhitened(self, batch: ProductBatch) -> dict[str, Tensor]:
-        return self.network.streams(batch.tokens_BT, batch.token_mask_BT, with_global(self.visual(batch))).bags
+        return self.network.streams(
+            batch.tokens_BT, batch.token_mask_BT, with_global(self.visual(batch), self.global_pooling)
+        ).bags
 
 
 def _features(

@@ -137,7 +137,7 @@ class Grocery:
     raw: str
     seed: int = 0
     image_size_px: int = 224
-    num_train_composites: int = 1056
+    num_train_composites: int = 6000
     num_val: int = 300
     num_test: int = 600
     iconic: bool = True

@@ -59,7 +59,7 @@ class Photos:
     raw: str
     seed: int = 0
     image_size_px: int = 224
-    num_train_composites: int = 2200
+    num_train_composites: int = 12000
     num_val: int = 400
     num_test: int = 800
     list_file: str = ""

@@ -7,7 +7,7 @@ Region 0 is not among them: `with_global` puts the whole-image region in front, 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ PIXEL_MEAN = (0.485, 0.456, 0.406)
 PIXEL_STD = (0.229, 0.224, 0.225)
 
 
+GlobalPooling = Literal["mean", "max"]
+
+
 class Regions(NamedTuple):
     """Region features with their boxes (x1, y1, x2, y2 in [0, 1], relative area) and mask (True = real)."""
 
@@ -29,17 +32,22 @@ class Regions(NamedTuple):
     mask_BR: Tensor
 
 
-def with_global(regions: Regions) -> Regions:
-    """Put the whole-image region first: mean of the real regions' features, box (0, 0, 1, 1, 1), always real.
+def with_global(regions: Regions, pooling: GlobalPooling = "mean") -> Regions:
+    """Put the whole-image region first: mean or maximum of the real regions, box (0, 0, 1, 1, 1), always real.
 
-    Source: CAPTURE's released data loader: the sum is taken after masking and divided by the number of real boxes.
+    Source: CAPTURE's released data loader: the sum is taken after masking and divided by the number of real boxes. The
+    maximum is that of Tolias et al., "Particular object retrieval with integral max-pooling", arXiv 1511.05879.
     """
     features_BRD, boxes_BR5, mask_BR = regions
-    real_BR1 = mask_BR.unsqueeze(-1).to(features_BRD.dtype)
-    mean_B1D = (features_BRD * real_BR1).sum(1, keepdim=True) / real_BR1.sum(1, keepdim=True).clamp(min=1)
+    if pooling == "max":
+        whole_B1D = features_BRD.masked_fill(~mask_BR.unsqueeze(-1), float("-inf")).amax(1, keepdim=True)
+        whole_B1D = whole_B1D.masked_fill(~mask_BR.any(1).view(-1, 1, 1), 0.0)  # a picture without regions
+    else:
+        real_BR1 = mask_BR.unsqueeze(-1).to(features_BRD.dtype)
+        whole_B1D = (features_BRD * real_BR1).sum(1, keepdim=True) / real_BR1.sum(1, keepdim=True).clamp(min=1)
     box_B15 = boxes_BR5.new_tensor([0.0, 0.0, 1.0, 1.0, 1.0]).expand(len(boxes_BR5), 1, 5)
     return Regions(
-        torch.cat([mean_B1D, features_BRD], 1),
+        torch.cat([whole_B1D, features_BRD], 1),
         torch.cat([box_B15, boxes_BR5], 1),
         torch.cat([mask_BR.new_ones(len(mask_BR), 1), mask_BR], 1),
     )

@@ -19,7 +19,7 @@ FILE = Path(__file__).with_suffix(".json")
 STEPS = 20
 CONFIGURATIONS = {
     "regions": {"visual_input": "regions", "dropout": 0.0},
-    "grid": {"visual_input": "grid", "dropout": 0.0, "stream_pooling": "mean", "init_std": 0.1},
+    "grid": {"visual_input": "grid", "dropout": 0.0, "text_pooling": "mean", "image_pooling": "mean", "init_std": 0.1},
 }
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_modules import ModelError
 from lightning_modules.example_batch import example_batch
-from lightning_modules.layers.regions import with_global
+from lightning_modules.layers.regions import Regions, with_global
 from lightning_modules.objectives.draws import Draws
 from tests.lightning_modules.tiny_models import tiny_capture
 
@@ -65,22 +65,25 @@ def test_every_trainable_parameter_gets_a_gradient(objectives: tuple[str, ...], 
     assert sum(p.requires_grad for p in model.parameters()) > 10
 
 
-def test_a_fused_share_leaves_the_contrast_alone_and_takes_the_first_rows() -> None:
+def test_a_fused_share_masks_and_fuses_the_first_rows_only() -> None:
     torch.manual_seed(0)
     whole = tiny_capture(visual_input="grid", dropout=0.0)
     half = tiny_capture(visual_input="grid", dropout=0.0, fused_share=0.5)
     half.load_state_dict(whole.state_dict())
     batch = example_batch(whole.input_spec(), batch_size=8)
-    draws = [Draws(0, 0, whole.device) for _ in range(2)]
-    all_rows, first_rows = whole.losses(batch, draws[0]), half.losses(batch, draws[1])
-    torch.testing.assert_close(first_rows["loss_clr"], all_rows["loss_clr"])
+    all_rows, first_rows = whole.losses(batch, Draws(0, 0, whole.device)), half.losses(batch, Draws(0, 0, half.device))
     assert first_rows["loss_mlm"] != all_rows["loss_mlm"]
+    assert first_rows["loss_clr"] != all_rows["loss_clr"]  # the last rows enter the contrast as they are
     # MLM and MRM of the half do not depend on what the other rows hold
     changed = batch._replace(images_B3HW=torch.cat([batch.images_B3HW[:4], 255 - batch.images_B3HW[4:]]))
     again = half.losses(changed, Draws(0, 0, half.device))
     torch.testing.assert_close(again["loss_mlm"], first_rows["loss_mlm"])
     torch.testing.assert_close(again["loss_mrm"], first_rows["loss_mrm"])
     assert again["loss_clr"] != first_rows["loss_clr"]
+    for model in (whole, half):
+        model.mlm.mask_prob = model.mrm.mask_prob = 0.0
+    unmasked = [model.losses(batch, Draws(0, 0, model.device))["loss_clr"] for model in (whole, half)]
+    torch.testing.assert_close(*unmasked)  # the whole batch, whatever the share
     with pytest.raises(ModelError, match="fused_share 0"):
         tiny_capture(fused_share=0.0)
 
@@ -122,6 +125,14 @@ def test_global_region_is_the_mean_after_masking() -> None:
         expected = batch.features_BRD[row, 1:count].float().sum(0) / count
         torch.testing.assert_close(regions.features_BRD[row, 0], expected)
     assert regions.boxes_BR5[:, 0].tolist() == [[0, 0, 1, 1, 1]] * 4
+
+
+def test_global_region_as_the_maximum_ignores_padding() -> None:
+    features = torch.tensor([[[1.0, -3.0], [-2.0, -1.0], [9.0, 9.0]]])
+    regions = Regions(features, torch.zeros(1, 3, 5), torch.tensor([[True, True, False]]))
+    assert with_global(regions, "max").features_BRD[0, 0].tolist() == [1.0, -1.0]
+    nothing = regions._replace(mask_BR=torch.zeros(1, 3, dtype=torch.bool))
+    assert with_global(nothing, "max").features_BRD[0, 0].tolist() == [0.0, 0.0]
 
 
 def test_no_batch_statistics_anywhere() -> None:

@@ -85,9 +85,9 @@ def test_a_model_without_whitening_has_no_weights_for_it() -> None:
 
 
 @pytest.mark.parametrize("pooling", ["first", "mean"])
-def test_stream_pooling_decides_which_positions_the_stream_feature_reads(pooling: str) -> None:
+def test_text_pooling_decides_which_positions_the_stream_feature_reads(pooling: str) -> None:
     torch.manual_seed(0)
-    model = tiny_capture(stream_pooling=pooling, text_layers=0)  # without self layers a position sees only itself
+    model = tiny_capture(text_pooling=pooling, text_layers=0)  # without self layers a position sees only itself
     batch = example_batch(model.input_spec(), batch_size=4)
     tokens = batch.tokens_BT.clone()
     tokens[:, 1] = (tokens[:, 1] + 1) % 100 + 5
