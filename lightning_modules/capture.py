@@ -51,6 +51,10 @@ class Streams(NamedTuple):
     pooled_image_BD: Tensor
     bags: dict[str, Tensor]
 
+    def by_name(self) -> dict[str, Tensor]:
+        """Bags and pooled streams: what may be whitened."""
+        return self.bags | {"pooled_text": self.pooled_text_BD, "pooled_image": self.pooled_image_BD}
+
 
 class Fused(NamedTuple):
     """Every position after the streams have met."""
@@ -183,7 +187,7 @@ class CAPTURE(RetrievalModule):
         temperature: τ of the contrast.
         mlm_prob, mrm_prob: Masking rates.
         retrieval_feature: See `candidate_features`; the authors' is "product_both".
-        whitening_samples: Training pictures that the whitening of the bag features is learned from, before each
+        whitening_samples: Training pictures that the whitening of bags and pooled streams is learned from, before each
             validation and without labels; 0 leaves them as they are. Some multiple of `width`.
         fused_share: Share of each batch that is masked and goes on to cross layers and co-transformer, which only MLM
             and MRM need; the contrast always reads the whole batch. Published: 1.
@@ -192,8 +196,9 @@ class CAPTURE(RetrievalModule):
     # Products are element-wise image ⊙ text; "both" concatenates the co-transformer's and the streams'.
     # Nothing trains the co-transformer's first positions directly (MLM skips [CLS], MRM skips the whole-image region,
     # CLR reads the streams), hence the alternatives: streams alone, means over all co-transformer positions, and bags:
-    # means over positions before the streams meet, whitened where `whitening_samples` says so. CLR drives out of the
-    # streams what only one modality knows (a brand that no pixel shows); the bags still hold it.
+    # means over positions before the streams meet. Bags and `*_whitened`, the pooled streams, are whitened where
+    # `whitening_samples` says so. CLR drives out of the streams what only one modality knows (a brand that no pixel
+    # shows); the bags still hold it.
     candidate_features = (
         "product_both",
         "product_co",
@@ -207,7 +212,10 @@ class CAPTURE(RetrievalModule):
         "bag_and_stream_2to1",
         "bag_and_stream_4to1",
     )
-    modalities: ClassVar = {"image": ("image_stream", "image_bag"), "text": ("text_stream", "text_bag")}
+    modalities: ClassVar = {
+        "image": ("image_stream", "image_whitened", "image_bag"),
+        "text": ("text_stream", "text_whitened", "text_bag"),
+    }
 
     def __init__(
         self,
@@ -304,6 +312,9 @@ class CAPTURE(RetrievalModule):
         if whitening_samples:
             self.whitening_samples = whitening_samples
             self.whitening.update({name: Whitening(width) for name in BAGS})
+            # The contrast has already spread the pooled streams: they need little more than centring.
+            pooled = ("pooled_text", "pooled_image")
+            self.whitening.update({name: Whitening(output_width, shrinkage=1.0) for name in pooled})
         self.uses_in_batch_negatives = self.clr is not None
         self.text_weights = text_weights
         if text_weights:
@@ -381,16 +392,15 @@ class CAPTURE(RetrievalModule):
     def embed(self, batch: ProductBatch) -> dict[str, Tensor]:
         regions = with_global(self.visual(batch), self.global_pooling)
         streams, fused = self.network(batch.tokens_BT, batch.token_mask_BT, regions)
-        return _features(streams, fused, self.whiten(streams.bags), batch.token_mask_BT, regions.mask_BR)
+        return _features(streams, fused, self.whiten(streams.by_name()), batch.token_mask_BT, regions.mask_BR)
 
     def unwhitened(self, batch: ProductBatch) -> dict[str, Tensor]:
-        return self.network.streams(
-            batch.tokens_BT, batch.token_mask_BT, with_global(self.visual(batch), self.global_pooling)
-        ).bags
+        regions = with_global(self.visual(batch), self.global_pooling)
+        return self.network.streams(batch.tokens_BT, batch.token_mask_BT, regions).by_name()
 
 
 def _features(
-    streams: Streams, fused: Fused, bags: dict[str, Tensor], token_mask_BT: Tensor, region_mask_BR: Tensor
+    streams: Streams, fused: Fused, whitened: dict[str, Tensor], token_mask_BT: Tensor, region_mask_BR: Tensor
 ) -> dict[str, Tensor]:
     """Every retrieval feature from one forward pass, by name.
 
@@ -404,11 +414,14 @@ def _features(
     concat_mean_BD = _side_by_side(
         masked_mean(fused.text_BTD, token_mask_BT), masked_mean(fused.image_BRD, region_mask_BR)
     )
-    text_bag_BD = _side_by_side(bags["words"], bags["text_stream"])
-    image_bag_BD = _side_by_side(bags["regions"], bags["image_stream"])
+    text_bag_BD = _side_by_side(whitened["words"], whitened["text_stream"])
+    image_bag_BD = _side_by_side(whitened["regions"], whitened["image_stream"])
+    image_whitened_BD = whitened["pooled_image"]
     return {
         "image_stream": stream_image_BD,
         "text_stream": stream_text_BD,
+        "image_whitened": image_whitened_BD,
+        "text_whitened": whitened["pooled_text"],
         "image_bag": image_bag_BD,
         "text_bag": text_bag_BD,
         "product_both": torch.cat([product_co_BD, product_stream_BD], -1),
@@ -420,9 +433,9 @@ def _features(
         "concat_both": torch.cat([concat_stream_BD, concat_mean_BD], -1),
         "concat_bag": _side_by_side(text_bag_BD, image_bag_BD),
         # The caption's bag beside the picture's contrasted stream; the caption counts once, twice or four times.
-        "bag_and_stream": _side_by_side(text_bag_BD, stream_image_BD),
-        "bag_and_stream_2to1": _side_by_side(text_bag_BD, stream_image_BD, share=1 / 2),
-        "bag_and_stream_4to1": _side_by_side(text_bag_BD, stream_image_BD, share=1 / 4),
+        "bag_and_stream": _side_by_side(text_bag_BD, image_whitened_BD),
+        "bag_and_stream_2to1": _side_by_side(text_bag_BD, image_whitened_BD, share=1 / 2),
+        "bag_and_stream_4to1": _side_by_side(text_bag_BD, image_whitened_BD, share=1 / 4),
     }
 
 

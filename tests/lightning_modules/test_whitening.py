@@ -55,13 +55,13 @@ def _fitted_on_ranks() -> dict[str, torch.Tensor]:
 
 def test_two_ranks_learn_what_one_process_learns(tmp_path: Path) -> None:
     expected = _fitted_on_ranks()
-    assert len(expected) == 12  # three buffers for each of four bags
+    assert len(expected) == 18  # three buffers for each of four bags and two pooled streams
     for found in run_on_ranks(2, tmp_path, _fitted_on_ranks):
         for name, value in expected.items():
             torch.testing.assert_close(found[name], value, atol=1e-4, rtol=1e-4)
 
 
-def test_only_the_bag_features_change_and_a_reloaded_model_agrees(tmp_path: Path) -> None:
+def test_only_whitened_features_change_and_a_reloaded_model_agrees(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = tiny_capture(whitening_samples=8)
     batch = example_batch(model.input_spec(), batch_size=8)
@@ -71,7 +71,8 @@ def test_only_the_bag_features_change_and_a_reloaded_model_agrees(tmp_path: Path
     assert model.whitening_is_fitted
     after = model.encode(batch)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {"text_bag", "image_bag", *(name for name in model.candidate_features if "bag" in name)}
+    whitened = {"text_bag", "image_bag", "text_whitened", "image_whitened"}
+    assert changed == whitened | {name for name in model.candidate_features if "bag" in name}
     model.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path)
     assert again.whitening_is_fitted
