@@ -139,7 +139,7 @@ def test_eval_equals_training_to_the_last_digit(run: Path, record: dict, capsys:
 def test_the_checkpoint_brings_its_whitening(run: Path) -> None:
     state = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     fitted = {name: bool(value) for name, value in state.items() if name.endswith(".fitted")}
-    assert len(fitted) == 4
+    assert len(fitted) == 6
     assert all(fitted.values())
 
 
