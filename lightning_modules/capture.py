@@ -92,12 +92,13 @@ class HybridStreamTransformer(nn.Module):
         init_std: float,
         text_pooling: StreamPooling,
         image_pooling: StreamPooling,
+        embedding_norm: bool,
     ) -> None:
         super().__init__()
         self.text_pooling = text_pooling
         self.image_pooling = image_pooling
-        self.text_embedding = TextEmbedding(vocab_size, width, max_positions, dropout)
-        self.region_embedding = RegionEmbedding(region_width, width, dropout)
+        self.text_embedding = TextEmbedding(vocab_size, width, max_positions, dropout, embedding_norm)
+        self.region_embedding = RegionEmbedding(region_width, width, dropout, embedding_norm)
         self.text_layers = nn.ModuleList(
             PostNormLayer(width, text_heads, text_ffn, dropout) for _ in range(text_layers)
         )
@@ -181,6 +182,9 @@ class CAPTURE(RetrievalModule):
         global_pooling: What the whole-image region holds: the "mean" of all regions' features (published) or their
             "max" per dimension. The maximum of a picture of several products is near the union of theirs, however
             small each is shown; a mean of grid cells is mostly background.
+        embedding_norm: Whether words and regions pass a LayerNorm before the first layer (published). Without it their
+            length is learned: in a mean over positions a brand can count more than "free shipping", and a cell with a
+            product more than background. Not together with `text_weights`, which bring that LayerNorm.
         init_std: Standard deviation of initial weights. 0.02 suits width 768 with a pretrained text stream; at width
             128 from scratch it leaves all captions within a cosine of 0.9999, and the contrast takes long to start:
             1/sqrt(width) is the better choice there.
@@ -189,8 +193,9 @@ class CAPTURE(RetrievalModule):
         retrieval_feature: See `candidate_features`; the authors' is "product_both".
         whitening_samples: Training pictures that the whitening of bags and pooled streams is learned from, before each
             validation and without labels; 0 leaves them as they are. Some multiple of `width`.
-        fused_share: Share of each batch that is masked and goes on to cross layers and co-transformer, which only MLM
-            and MRM need; the contrast always reads the whole batch. Published: 1.
+        fused_share: Share of each batch of which a masked copy goes through cross layers and co-transformer, which
+            only MLM and MRM need; these two are weighted by it, as losses summed per sample are. Below 1 the contrast
+            reads the whole batch unmasked; at 1 (published) it reads what they read.
     """
 
     # Products are element-wise image ⊙ text; "both" concatenates the co-transformer's and the streams'.
@@ -211,6 +216,7 @@ class CAPTURE(RetrievalModule):
         "bag_and_stream",
         "bag_and_stream_2to1",
         "bag_and_stream_4to1",
+        "bags_and_stream",
     )
     modalities: ClassVar = {
         "image": ("image_stream", "image_whitened", "image_bag"),
@@ -250,6 +256,7 @@ class CAPTURE(RetrievalModule):
         text_pooling: StreamPooling = "first",
         image_pooling: StreamPooling = "first",
         global_pooling: GlobalPooling = "mean",
+        embedding_norm: bool = True,
         temperature: float = 0.07,
         mlm_prob: float = 0.15,
         mrm_prob: float = 0.15,
@@ -264,6 +271,8 @@ class CAPTURE(RetrievalModule):
         super().__init__(retrieval_feature, lr, weight_decay, warmup_fraction, pretrained_lr_scale)
         self.save_hyperparameters()
         _check_objectives(objectives)
+        if text_weights and not embedding_norm:
+            raise ModelError("model.text_weights brings a LayerNorm of the embeddings: leave model.embedding_norm true")
         if not 0 < fused_share <= 1:
             raise ModelError(f"model.fused_share {fused_share} must lie in (0, 1]")
         self.fused_share = fused_share
@@ -297,6 +306,7 @@ class CAPTURE(RetrievalModule):
             init_std=init_std,
             text_pooling=text_pooling,
             image_pooling=image_pooling,
+            embedding_norm=embedding_norm,
         )
         self.mlm = self.mrm = self.clr = None
         if "mlm" in objectives:
@@ -353,40 +363,47 @@ class CAPTURE(RetrievalModule):
         super().setup(stage)
 
     def losses(self, batch: ProductBatch, draws: Draws) -> dict[str, Tensor]:
-        """§4.3: mask both inputs, run the network once, and sum the objectives with weight 1.
+        """§4.3: mask both inputs, run the network, and sum the objectives.
 
-        The contrast is computed on the same inputs, masked as they are, as in the released code.
+        The contrast is computed on the same inputs, masked as they are, as in the released code, unless `fused_share`
+        says that not all of the batch is masked.
         """
-        # The contrast reads nothing behind the streams, so only the first n rows are masked and go on.
-        n = math.ceil(self.fused_share * len(batch.tokens_BT))
+        batch_size = len(batch.tokens_BT)
+        n = batch_size if self.mlm is None and self.mrm is None else math.ceil(self.fused_share * batch_size)
         part = batch.rows(slice(n))
-        tokens_BT, token_mask_BT = batch.tokens_BT, batch.token_mask_BT
+        tokens_BT = part.tokens_BT
         if self.mlm is not None:
-            masked_tokens, targets_BT = self.mlm.mask(part.tokens_BT, part.token_mask_BT, draws)
-            tokens_BT = torch.cat([masked_tokens, tokens_BT[n:]])
+            tokens_BT, targets_BT = self.mlm.mask(tokens_BT, part.token_mask_BT, draws)
         hidden_BR = None
         if self.mrm is not None:
-            predicted_BR, hidden_part_BR = self.mrm.mask(self.visual.mask(part), draws)
-            hidden_BR = nn.functional.pad(hidden_part_BR, (0, 0, 0, len(tokens_BT) - n))
-        regions = with_global(self.visual(batch, hidden_BR), self.global_pooling)
-        streams = self.network.streams(tokens_BT, token_mask_BT, regions)
+            predicted_BR, hidden_BR = self.mrm.mask(self.visual.mask(part), draws)
+        regions = with_global(self.visual(part, hidden_BR), self.global_pooling)
+        masked = self.network.streams(tokens_BT, part.token_mask_BT, regions)
 
+        # A contrast over masked and whole samples would match masked captions with masked pictures and learn little
+        # else: either all samples it reads are masked or none.
+        contrasted, clean = masked, None
+        if self.clr is not None and n < batch_size:
+            clean = self.visual(batch)
+            whole = with_global(clean, self.global_pooling)
+            contrasted = self.network.streams(batch.tokens_BT, batch.token_mask_BT, whole)
+
+        # Losses are summed per sample: an objective that reads a share of the samples weighs that share.
+        share = n / batch_size
         losses: dict[str, Tensor] = {}
         if self.mlm is not None or self.mrm is not None:
-            fused = self.network.fuse(
-                streams.text_BTD[:n], part.token_mask_BT, streams.image_BRD[:n], regions.mask_BR[:n]
-            )
+            fused = self.network.fuse(masked.text_BTD, part.token_mask_BT, masked.image_BRD, regions.mask_BR)
         if self.mlm is not None:
-            losses["loss_mlm"] = self.mlm(fused.text_BTD, targets_BT, self.network.text_embedding.word.weight)
+            losses["loss_mlm"] = share * self.mlm(fused.text_BTD, targets_BT, self.network.text_embedding.word.weight)
         if self.mrm is not None:
             with torch.no_grad():
-                clean = self.visual(part)
-            mrm = self.mrm(fused.image_BRD[:, 1:], clean.features_BRD, predicted_BR, clean.mask_BR)
-            losses["loss_mrm"] = mrm.loss
+                target_BRD = self.visual(part).features_BRD if clean is None else clean.features_BRD[:n]
+            mrm = self.mrm(fused.image_BRD[:, 1:], target_BRD, predicted_BR, regions.mask_BR[:, 1:])
+            losses["loss_mrm"] = share * mrm.loss
             if mrm.target_variance is not None:
                 losses["_mrm_target_variance"] = mrm.target_variance
         if self.clr is not None:
-            losses["loss_clr"] = self.clr(streams.pooled_image_BD, streams.pooled_text_BD)
+            losses["loss_clr"] = self.clr(contrasted.pooled_image_BD, contrasted.pooled_text_BD)
         return losses
 
     def embed(self, batch: ProductBatch) -> dict[str, Tensor]:
@@ -436,6 +453,7 @@ def _features(
         "bag_and_stream": _side_by_side(text_bag_BD, image_whitened_BD),
         "bag_and_stream_2to1": _side_by_side(text_bag_BD, image_whitened_BD, share=1 / 2),
         "bag_and_stream_4to1": _side_by_side(text_bag_BD, image_whitened_BD, share=1 / 4),
+        "bags_and_stream": _side_by_side(text_bag_BD, _side_by_side(image_bag_BD, image_whitened_BD)),
     }
 
 

@@ -50,7 +50,7 @@ class Synthetic:
     num_train_singles: int = 6000
     num_train_multis: int = 6000
     num_gallery: int = 768
-    num_val: int = 200
+    num_val: int = 400
     num_test: int = 400
 
     name = "synthetic"

@@ -9,14 +9,17 @@ from lightning_modules.layers.attention import NORM_EPS
 
 
 class TextEmbedding(nn.Module):
-    """BERT's sum of word, position and segment vectors, then LayerNorm and dropout. Segment ids are all 0."""
+    """BERT's sum of word, position and segment vectors, then LayerNorm (unless told) and dropout.
 
-    def __init__(self, vocab_size: int, width: int, max_positions: int, dropout: float) -> None:
+    Segment ids are all 0.
+    """
+
+    def __init__(self, vocab_size: int, width: int, max_positions: int, dropout: float, norm: bool = True) -> None:
         super().__init__()
         self.word = nn.Embedding(vocab_size, width, padding_idx=0)
         self.position = nn.Embedding(max_positions, width)
         self.segment = nn.Embedding(2, width)
-        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS) if norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
@@ -25,13 +28,13 @@ class TextEmbedding(nn.Module):
 
 
 class RegionEmbedding(nn.Module):
-    """Linear of the region feature plus Linear of its box (x1, y1, x2, y2, area), LayerNorm, dropout."""
+    """Linear of the region feature plus Linear of its box (x1, y1, x2, y2, area), LayerNorm unless told, dropout."""
 
-    def __init__(self, region_width: int, width: int, dropout: float) -> None:
+    def __init__(self, region_width: int, width: int, dropout: float, norm: bool = True) -> None:
         super().__init__()
         self.feature = nn.Linear(region_width, width)
         self.box = nn.Linear(5, width)
-        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS) if norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, regions_BRD: Tensor, boxes_BR5: Tensor) -> Tensor:

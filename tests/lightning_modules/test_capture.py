@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_modules import ModelError
+from datamodules.batch import ProductBatch
+from lightning_modules import CAPTURE, ModelError
 from lightning_modules.example_batch import example_batch
 from lightning_modules.layers.regions import Regions, with_global
 from lightning_modules.objectives.draws import Draws
@@ -65,27 +66,55 @@ def test_every_trainable_parameter_gets_a_gradient(objectives: tuple[str, ...], 
     assert sum(p.requires_grad for p in model.parameters()) > 10
 
 
-def test_a_fused_share_masks_and_fuses_the_first_rows_only() -> None:
+def test_below_one_a_masked_copy_of_the_share_is_fused_and_the_contrast_reads_everything_unmasked() -> None:
     torch.manual_seed(0)
     whole = tiny_capture(visual_input="grid", dropout=0.0)
     half = tiny_capture(visual_input="grid", dropout=0.0, fused_share=0.5)
     half.load_state_dict(whole.state_dict())
     batch = example_batch(whole.input_spec(), batch_size=8)
-    all_rows, first_rows = whole.losses(batch, Draws(0, 0, whole.device)), half.losses(batch, Draws(0, 0, half.device))
-    assert first_rows["loss_mlm"] != all_rows["loss_mlm"]
-    assert first_rows["loss_clr"] != all_rows["loss_clr"]  # the last rows enter the contrast as they are
-    # MLM and MRM of the half do not depend on what the other rows hold
-    changed = batch._replace(images_B3HW=torch.cat([batch.images_B3HW[:4], 255 - batch.images_B3HW[4:]]))
-    again = half.losses(changed, Draws(0, 0, half.device))
-    torch.testing.assert_close(again["loss_mlm"], first_rows["loss_mlm"])
-    torch.testing.assert_close(again["loss_mrm"], first_rows["loss_mrm"])
-    assert again["loss_clr"] != first_rows["loss_clr"]
-    for model in (whole, half):
-        model.mlm.mask_prob = model.mrm.mask_prob = 0.0
-    unmasked = [model.losses(batch, Draws(0, 0, model.device))["loss_clr"] for model in (whole, half)]
-    torch.testing.assert_close(*unmasked)  # the whole batch, whatever the share
+
+    def losses(model: CAPTURE, batch: ProductBatch, step: int = 0) -> dict[str, torch.Tensor]:
+        return model.losses(batch, Draws(0, step, model.device))
+
+    found = losses(half, batch)
+    # MLM and MRM: those of the first rows, weighted by the share of samples they are summed over
+    first_rows = losses(whole, batch.rows(slice(4)))
+    torch.testing.assert_close(found["loss_mlm"], 0.5 * first_rows["loss_mlm"])
+    torch.testing.assert_close(found["loss_mrm"], 0.5 * first_rows["loss_mrm"])
+    # a mask in the contrast would tell which caption belongs to which picture
+    assert losses(whole, batch, step=1)["loss_clr"] != losses(whole, batch)["loss_clr"]
+    assert losses(half, batch, step=1)["loss_clr"] == found["loss_clr"]
+    whole.mlm.mask_prob = whole.mrm.mask_prob = 0.0
+    torch.testing.assert_close(found["loss_clr"], losses(whole, batch)["loss_clr"])
     with pytest.raises(ModelError, match="fused_share 0"):
         tiny_capture(fused_share=0.0)
+
+
+@pytest.mark.parametrize("objectives", [["clr"], ["mlm", "mrm"]])
+def test_a_share_runs_no_pass_that_no_objective_reads(objectives: list[str]) -> None:
+    model = tiny_capture(visual_input="grid", objectives=objectives, fused_share=0.5)
+    read: list[int] = []
+    model.network.text_embedding.register_forward_hook(lambda module, args, out: read.append(len(out)))
+    model.losses(example_batch(model.input_spec(), batch_size=8), Draws(0, 0, model.device))
+    assert read == ([8] if objectives == ["clr"] else [4])
+
+
+def test_without_embedding_norm_the_length_of_a_word_counts_in_the_bag() -> None:
+    torch.manual_seed(0)
+    changes = {}
+    for norm in (True, False):
+        model = tiny_capture(embedding_norm=norm, text_layers=0, dropout=0.0)
+        assert any("embedding.norm" in name for name in model.state_dict()) == norm
+        batch = example_batch(model.input_spec(), batch_size=2)
+        with torch.no_grad():
+            model.network.text_embedding.position.weight.zero_()
+            model.network.text_embedding.segment.weight.zero_()
+            before = model.encode(batch)["text_bag"]
+            model.network.text_embedding.word.weight[batch.tokens_BT[0, 1]] *= 10
+            changes[norm] = (model.encode(batch)["text_bag"] - before)[0].norm()
+    assert changes[True] < 1e-3 < changes[False]
+    with pytest.raises(ModelError, match="embedding_norm"):
+        tiny_capture(embedding_norm=False, text_weights="some/bert")
 
 
 def test_contrast_alone_does_not_claim_the_cross_layers() -> None:
