@@ -25,6 +25,7 @@ from lightning_modules.bert_weights import load_text_stream, read_bert
 from lightning_modules.errors import ModelError
 from lightning_modules.layers.attention import CoAttentionLayer, PostNormLayer, PreNormBlock
 from lightning_modules.layers.embeddings import RegionEmbedding, TextEmbedding, init_bert_style
+from lightning_modules.layers.pooling import PositionPooling, StreamPooling, masked_mean, weighted_sum
 from lightning_modules.layers.regions import GlobalPooling, GridRegions, PrecomputedRegions, Regions, with_global
 from lightning_modules.layers.whitening import Whitening
 from lightning_modules.objectives.cross_modal_contrast import CrossModalContrast
@@ -35,14 +36,14 @@ from lightning_modules.official_weights import capture_arguments, translate
 from lightning_modules.retrieval_module import RetrievalModule
 
 OBJECTIVES = ("mlm", "mrm", "clr")
-StreamPooling = Literal["first", "mean"]
 BAGS = ("words", "text_stream", "regions", "image_stream")
 
 
 class Streams(NamedTuple):
     """Both streams before they meet.
 
-    `bags` are means over positions, by name: of the embedding layers and of the last self layers.
+    `bags` are means over positions, by name: of the embedding layers and of the last self layers, with the weights of
+    the stream's pooling.
     """
 
     text_BTD: Tensor  # position 0 = [CLS]
@@ -92,13 +93,13 @@ class HybridStreamTransformer(nn.Module):
         init_std: float,
         text_pooling: StreamPooling,
         image_pooling: StreamPooling,
-        embedding_norm: bool,
+        region_norm: bool,
     ) -> None:
         super().__init__()
-        self.text_pooling = text_pooling
-        self.image_pooling = image_pooling
-        self.text_embedding = TextEmbedding(vocab_size, width, max_positions, dropout, embedding_norm)
-        self.region_embedding = RegionEmbedding(region_width, width, dropout, embedding_norm)
+        self.text_pooling = PositionPooling(width, text_pooling)
+        self.image_pooling = PositionPooling(width, image_pooling)
+        self.text_embedding = TextEmbedding(vocab_size, width, max_positions, dropout)
+        self.region_embedding = RegionEmbedding(region_width, width, dropout, region_norm)
         self.text_layers = nn.ModuleList(
             PostNormLayer(width, text_heads, text_ffn, dropout) for _ in range(text_layers)
         )
@@ -129,18 +130,25 @@ class HybridStreamTransformer(nn.Module):
         """Embeddings and self layers, each stream on its own."""
         text_BTD = self.text_embedding(tokens_BT)
         image_BRD = self.region_embedding(regions.features_BRD, regions.boxes_BR5)
-        words_BD, regions_BD = masked_mean(text_BTD, token_mask_BT), masked_mean(image_BRD, regions.mask_BR)
+        words_BTD, regions_BRD = text_BTD, image_BRD
         for layer in self.text_layers:
             text_BTD = layer(text_BTD, token_mask_BT)
         for layer in self.image_layers:
             image_BRD = layer(image_BRD, regions.mask_BR)
-        text_mean_BD, image_mean_BD = masked_mean(text_BTD, token_mask_BT), masked_mean(image_BRD, regions.mask_BR)
+        weight_BT = self.text_pooling.weights(text_BTD, token_mask_BT)
+        weight_BR = self.image_pooling.weights(image_BRD, regions.mask_BR)
+        bags = (
+            weighted_sum(words_BTD, weight_BT),
+            weighted_sum(text_BTD, weight_BT),
+            weighted_sum(regions_BRD, weight_BR),
+            weighted_sum(image_BRD, weight_BR),
+        )
         return Streams(
             text_BTD,
             image_BRD,
-            torch.relu(self.text_pooler(text_BTD[:, 0] if self.text_pooling == "first" else text_mean_BD)),
-            torch.relu(self.image_pooler(image_BRD[:, 0] if self.image_pooling == "first" else image_mean_BD)),
-            dict(zip(BAGS, (words_BD, text_mean_BD, regions_BD, image_mean_BD), strict=True)),
+            torch.relu(self.text_pooler(self.text_pooling(text_BTD, weight_BT))),
+            torch.relu(self.image_pooler(self.image_pooling(image_BRD, weight_BR))),
+            dict(zip(BAGS, bags, strict=True)),
         )
 
     def fuse(self, text_BTD: Tensor, token_mask_BT: Tensor, image_BRD: Tensor, region_mask_BR: Tensor) -> Fused:
@@ -176,15 +184,15 @@ class CAPTURE(RetrievalModule):
         *_layers, *_heads, *_ffn, cross_width: Depths and sizes (§4.2; self|cross|co = 4|4|6).
         dropout: In the BERT-style layers and at the co-transformer's input.
         text_pooling, image_pooling: What CLR and the stream features read of a stream: "first" (its first position,
-            published) or the "mean" over positions. From scratch at width 128 the first position of the text is nearly
-            the same vector for every caption, and the contrast stayed at chance for 100 to 400 steps; with the mean it
-            left within 150.
+            published), the "mean" over positions, or the mean weighted by a learned "attention", which then weights the
+            bags too. From scratch at width 128 the first position of the text is nearly the same vector for every
+            caption, and the contrast stayed at chance for 100 to 400 steps; with the mean it left within 150. Attention
+            lets a brand count more than "free shipping".
         global_pooling: What the whole-image region holds: the "mean" of all regions' features (published) or their
             "max" per dimension. The maximum of a picture of several products is near the union of theirs, however
             small each is shown; a mean of grid cells is mostly background.
-        embedding_norm: Whether words and regions pass a LayerNorm before the first layer (published). Without it their
-            length is learned: in a mean over positions a brand can count more than "free shipping", and a cell with a
-            product more than background. Not together with `text_weights`, which bring that LayerNorm.
+        region_norm: Whether embedded regions pass a LayerNorm (published). Without it their length is learned: in a
+            mean over grid cells a product can count more than background.
         init_std: Standard deviation of initial weights. 0.02 suits width 768 with a pretrained text stream; at width
             128 from scratch it leaves all captions within a cosine of 0.9999, and the contrast takes long to start:
             1/sqrt(width) is the better choice there.
@@ -256,7 +264,7 @@ class CAPTURE(RetrievalModule):
         text_pooling: StreamPooling = "first",
         image_pooling: StreamPooling = "first",
         global_pooling: GlobalPooling = "mean",
-        embedding_norm: bool = True,
+        region_norm: bool = True,
         temperature: float = 0.07,
         mlm_prob: float = 0.15,
         mrm_prob: float = 0.15,
@@ -271,8 +279,6 @@ class CAPTURE(RetrievalModule):
         super().__init__(retrieval_feature, lr, weight_decay, warmup_fraction, pretrained_lr_scale)
         self.save_hyperparameters()
         _check_objectives(objectives)
-        if text_weights and not embedding_norm:
-            raise ModelError("model.text_weights brings a LayerNorm of the embeddings: leave model.embedding_norm true")
         if not 0 < fused_share <= 1:
             raise ModelError(f"model.fused_share {fused_share} must lie in (0, 1]")
         self.fused_share = fused_share
@@ -306,7 +312,7 @@ class CAPTURE(RetrievalModule):
             init_std=init_std,
             text_pooling=text_pooling,
             image_pooling=image_pooling,
-            embedding_norm=embedding_norm,
+            region_norm=region_norm,
         )
         self.mlm = self.mrm = self.clr = None
         if "mlm" in objectives:
@@ -461,11 +467,6 @@ def _side_by_side(first_BD: Tensor, second_BD: Tensor, share: float = 1.0) -> Te
     """Both normalised, then concatenated: the cosine is the mean of the two, the second counting `share`."""
     unit = nn.functional.normalize
     return torch.cat([unit(first_BD, dim=-1), share**0.5 * unit(second_BD, dim=-1)], -1)
-
-
-def masked_mean(x_BND: Tensor, mask_BN: Tensor) -> Tensor:
-    weight_BN1 = mask_BN.unsqueeze(-1).to(x_BND.dtype)
-    return (x_BND * weight_BN1).sum(1) / weight_BN1.sum(1)
 
 
 def _check_objectives(objectives: list[str]) -> None:

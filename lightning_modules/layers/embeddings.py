@@ -9,17 +9,14 @@ from lightning_modules.layers.attention import NORM_EPS
 
 
 class TextEmbedding(nn.Module):
-    """BERT's sum of word, position and segment vectors, then LayerNorm (unless told) and dropout.
+    """BERT's sum of word, position and segment vectors, then LayerNorm and dropout. Segment ids are all 0."""
 
-    Segment ids are all 0.
-    """
-
-    def __init__(self, vocab_size: int, width: int, max_positions: int, dropout: float, norm: bool = True) -> None:
+    def __init__(self, vocab_size: int, width: int, max_positions: int, dropout: float) -> None:
         super().__init__()
         self.word = nn.Embedding(vocab_size, width, padding_idx=0)
         self.position = nn.Embedding(max_positions, width)
         self.segment = nn.Embedding(2, width)
-        self.norm = nn.LayerNorm(width, eps=NORM_EPS) if norm else nn.Identity()
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import nn
 from datamodules.batch import ProductBatch
 from lightning_modules import CAPTURE, ModelError
 from lightning_modules.example_batch import example_batch
+from lightning_modules.layers.pooling import PositionPooling
 from lightning_modules.layers.regions import Regions, with_global
 from lightning_modules.objectives.draws import Draws
 from tests.lightning_modules.tiny_models import tiny_capture
@@ -99,22 +100,37 @@ def test_a_share_runs_no_pass_that_no_objective_reads(objectives: list[str]) -> 
     assert read == ([8] if objectives == ["clr"] else [4])
 
 
-def test_without_embedding_norm_the_length_of_a_word_counts_in_the_bag() -> None:
+def test_without_region_norm_the_length_of_a_region_counts_in_the_bag() -> None:
     torch.manual_seed(0)
     changes = {}
     for norm in (True, False):
-        model = tiny_capture(embedding_norm=norm, text_layers=0, dropout=0.0)
-        assert any("embedding.norm" in name for name in model.state_dict()) == norm
+        model = tiny_capture(region_norm=norm, image_layers=0, dropout=0.0)
+        assert any("region_embedding.norm" in name for name in model.state_dict()) == norm
         batch = example_batch(model.input_spec(), batch_size=2)
         with torch.no_grad():
-            model.network.text_embedding.position.weight.zero_()
-            model.network.text_embedding.segment.weight.zero_()
-            before = model.encode(batch)["text_bag"]
-            model.network.text_embedding.word.weight[batch.tokens_BT[0, 1]] *= 10
-            changes[norm] = (model.encode(batch)["text_bag"] - before)[0].norm()
-    assert changes[True] < 1e-3 < changes[False]
-    with pytest.raises(ModelError, match="embedding_norm"):
-        tiny_capture(embedding_norm=False, text_weights="some/bert")
+            model.network.region_embedding.box.weight.zero_()
+            before = model.encode(batch)["image_bag"]
+            louder = batch.features_BRD.clone()
+            louder[0, 0] *= 10
+            # the whole-image region follows the mean of the others: compared in both models alike
+            changes[norm] = (model.encode(batch._replace(features_BRD=louder))["image_bag"] - before)[0].norm()
+    assert changes[True] < 0.5 * changes[False]
+
+
+def test_attention_pooling_starts_as_the_mean_of_the_real_positions_and_the_contrast_trains_it() -> None:
+    torch.manual_seed(0)
+    mean, attention = tiny_capture(text_pooling="mean"), tiny_capture(text_pooling="attention", text_layers=0)
+    assert set(attention.state_dict()) - set(mean.state_dict()) == {"network.text_pooling.query"}
+    x_BND, mask_BN = torch.randn(3, 5, 64), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0]]).bool()
+    pooling = PositionPooling(64, "attention")
+    torch.testing.assert_close(
+        pooling(x_BND, pooling.weights(x_BND, mask_BN)),
+        torch.stack([x_BND[0].mean(0), x_BND[1, :2].mean(0), x_BND[2, 0]]),
+    )
+    batch = example_batch(attention.input_spec(), batch_size=8)
+    attention.setup("fit")
+    attention.losses(batch, Draws(0, 0, attention.device))["loss_clr"].backward()
+    assert attention.network.text_pooling.query.grad.abs().max() > 0
 
 
 def test_contrast_alone_does_not_claim_the_cross_layers() -> None:
