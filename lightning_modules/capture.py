@@ -386,8 +386,8 @@ class CAPTURE(RetrievalModule):
         regions = with_global(self.visual(part, hidden_BR), self.global_pooling)
         masked = self.network.streams(tokens_BT, part.token_mask_BT, regions)
 
-        # A contrast over masked and whole samples would match masked captions with masked pictures and learn little
-        # else: either all samples it reads are masked or none.
+        # Either all samples that the contrast reads are masked or none: with both kinds in a batch, a masked caption
+        # could only belong to a masked picture (docs/tiny.md shows what that shortcut cost).
         contrasted, clean = masked, None
         if self.clr is not None and n < batch_size:
             clean = self.visual(batch)
