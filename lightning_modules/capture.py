@@ -222,9 +222,11 @@ class CAPTURE(RetrievalModule):
         "concat_both",
         "concat_bag",
         "bag_and_stream",
-        "bag_and_stream_2to1",
         "bag_and_stream_4to1",
+        "bag_and_stream_8to1",
         "bags_and_stream",
+        "bags_and_stream_4to1",
+        "bags_and_stream_8to1",
     )
     modalities: ClassVar = {
         "image": ("image_stream", "image_whitened", "image_bag"),
@@ -440,6 +442,7 @@ def _features(
     text_bag_BD = _side_by_side(whitened["words"], whitened["text_stream"])
     image_bag_BD = _side_by_side(whitened["regions"], whitened["image_stream"])
     image_whitened_BD = whitened["pooled_image"]
+    image_bag_and_stream_BD = _side_by_side(image_bag_BD, image_whitened_BD)
     return {
         "image_stream": stream_image_BD,
         "text_stream": stream_text_BD,
@@ -455,11 +458,14 @@ def _features(
         "concat_mean": concat_mean_BD,
         "concat_both": torch.cat([concat_stream_BD, concat_mean_BD], -1),
         "concat_bag": _side_by_side(text_bag_BD, image_bag_BD),
-        # The caption's bag beside the picture's contrasted stream; the caption counts once, twice or four times.
+        # The caption's bag beside the picture's contrasted stream, without and with the picture's bag; the caption
+        # counts once, four or eight times.
         "bag_and_stream": _side_by_side(text_bag_BD, image_whitened_BD),
-        "bag_and_stream_2to1": _side_by_side(text_bag_BD, image_whitened_BD, share=1 / 2),
         "bag_and_stream_4to1": _side_by_side(text_bag_BD, image_whitened_BD, share=1 / 4),
-        "bags_and_stream": _side_by_side(text_bag_BD, _side_by_side(image_bag_BD, image_whitened_BD)),
+        "bag_and_stream_8to1": _side_by_side(text_bag_BD, image_whitened_BD, share=1 / 8),
+        "bags_and_stream": _side_by_side(text_bag_BD, image_bag_and_stream_BD),
+        "bags_and_stream_4to1": _side_by_side(text_bag_BD, image_bag_and_stream_BD, share=1 / 4),
+        "bags_and_stream_8to1": _side_by_side(text_bag_BD, image_bag_and_stream_BD, share=1 / 8),
     }
 
 
