@@ -204,7 +204,8 @@ class CAPTURE(RetrievalModule):
             validation and without labels; 0 leaves them as they are. Some multiple of `width`.
         fused_share: Share of each batch of which a masked copy goes through cross layers and co-transformer, which
             only MLM and MRM need; these two are weighted by it, as losses summed per sample are. Below 1 the contrast
-            reads the whole batch unmasked; at 1 (published) it reads what they read.
+            reads the whole batch unmasked; at 1 (published) it reads what they read. Without the contrast, or without
+            both of these two, every sample is read whatever the share.
     """
 
     candidate_features = CANDIDATES
@@ -354,7 +355,8 @@ class CAPTURE(RetrievalModule):
         says that not all of the batch is masked.
         """
         batch_size = len(batch.tokens_BT)
-        n = batch_size if self.mlm is None and self.mrm is None else math.ceil(self.fused_share * batch_size)
+        both = self.clr is not None and (self.mlm is not None or self.mrm is not None)
+        n = math.ceil(self.fused_share * batch_size) if both else batch_size
         part = batch.rows(slice(n))
         tokens_BT = part.tokens_BT
         if self.mlm is not None:
