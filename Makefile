@@ -40,9 +40,9 @@ test: setup ## the test suite, on CPU and offline
 test-all: setup ## the test suite with the long ones
 	@$(PY) -m pytest
 
-data: setup ## raw source to shard folder: DATA=<name> [SOURCE=synthetic|grocery|photos|product1m] [RAW=…] [OUT=…]
+data: setup ## raw source to shard folder: DATA=<name> [SOURCE=synthetic|grocery|photos|product1m] [RAW=…] [OUT=…] [REGIONS=…]
 	@$(if $(DATA),,echo "make data wants DATA=<name>, for example make data DATA=synthetic" >&2; exit 2;) \
-	$(CLI) data build '$(or $(SOURCE),$(DATA))' $(call option,--raw,$(RAW)) --out '$(or $(OUT),data/$(DATA))' $(ARGS)
+	$(CLI) data build '$(or $(SOURCE),$(DATA))' $(call option,--raw,$(RAW)) $(call option,--regions,$(REGIONS)) --out '$(or $(OUT),data/$(DATA))' $(ARGS)
 
 train: setup ## train and test: EXP=capture [DATA=<name|folder>] [SCALE=paper|small|tiny] [SEED=0] [ARGS="--model.lr=5e-5"]
 	@$(CLI) fit $(chosen) $(ARGS)

@@ -20,6 +20,8 @@ class InputSpec(NamedTuple):
     num_regions: int = 36  # the most regions kept of a picture, the global one not counted
     region_width: int = 2048
     image_size_px: int = 224  # square side of images_B3HW; used with "grid" only
+    vocab_size: int | None = None  # entries the tokenizer must have; None = any number
+    mask_token_id: int | None = None  # the id its [MASK] must have; None = any
 
 
 class ProductBatch(NamedTuple):

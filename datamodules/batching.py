@@ -17,7 +17,7 @@ from torch import Tensor
 from datamodules.batch import InputSpec, ProductBatch
 from datamodules.errors import DataError
 from datamodules.pictures import PictureError
-from datamodules.regions import boxes_with_area, unpack_regions
+from datamodules.regions import BadRegionsError, boxes_with_area, check_finite, unpack_regions
 from datamodules.tokenizer import Tokenizer, load_tokenizer
 from datamodules.transforms import Jitter, picture_to_square
 
@@ -74,8 +74,8 @@ class BatchMaker:
         """Decode one sample into the next free row.
 
         Raises:
-            UnusableSampleError: damaged record, empty caption, missing or undecodable picture.
-            DataError: regions that do not fit the model (a setting is wrong, not a sample).
+            UnusableSampleError: damaged record, empty caption, missing or undecodable picture, missing or bad regions.
+            DataError: regions of another width than the model's, or more of them (a setting is wrong, not a sample).
         """
         record = self._record(sample)
         caption = " ".join(str(record.get("caption", "")).split())
@@ -154,12 +154,22 @@ class BatchMaker:
         assert self._region_mask is not None
         if REGIONS not in sample.members:
             raise self._unusable("missing_regions", f"it has no .{REGIONS}", sample, record)
-        where = f"{self.folder / sample.file}, sample '{record['id']}', .{REGIONS}"
         try:
             regions = unpack_regions(sample.members[REGIONS])
-        except DataError as error:
-            raise self._unusable("malformed_regions", str(error), sample, record) from None
-        num, width = regions.features_RD.shape
+            num, width = regions.features_RD.shape
+            self._check_fit(num, width, sample, record)
+            features_RD, boxes_R5 = self._features[row].numpy(), self._boxes[row].numpy()
+            with np.errstate(over="ignore"):  # what float16 cannot hold is found in the next line
+                features_RD[:num] = regions.features_RD  # the only copy, from the tar's bytes
+            check_finite(features_RD[:num])
+        except BadRegionsError as error:
+            raise self._unusable(error.reason, f".{REGIONS}: {error}", sample, record) from None
+        boxes_R5[:num] = boxes_with_area(regions)
+        features_RD[num:], boxes_R5[num:] = 0, 0  # the memory is used again and again
+        self._region_mask[row].numpy()[:] = np.arange(self.spec.num_regions) < num
+
+    def _check_fit(self, num: int, width: int, sample: RawSample, record: dict) -> None:
+        where = f"{self.folder / sample.file}, sample '{record['id']}', .{REGIONS}"
         if width != self.spec.region_width:
             raise DataError(
                 f"{where}: features are {width} wide, the model takes region_width={self.spec.region_width}. "
@@ -170,16 +180,6 @@ class BatchMaker:
                 f"{where}: {num} boxes, the model takes num_regions={self.spec.num_regions}. "
                 "Raise the model's num_regions, or store fewer regions."
             )
-        boxes_R5 = boxes_with_area(regions)
-        features_RD = np.ascontiguousarray(regions.features_RD, np.float16)
-        for key, values in (("features", features_RD), ("boxes", boxes_R5)):
-            if not np.isfinite(values).all():
-                raise DataError(f"{where}: '{key}' holds NaN or infinity. Build the regions of this sample again.")
-        self._features[row] = 0  # a skipped sample may have left its regions here
-        self._features[row, :num] = torch.from_numpy(features_RD)
-        self._boxes[row] = 0
-        self._boxes[row, :num] = torch.from_numpy(boxes_R5)
-        self._region_mask[row] = torch.arange(self.spec.num_regions) < num
 
     def _unusable(self, reason: str, detail: str, sample: RawSample, record: dict) -> UnusableSampleError:
         name = record.get("id", f"row {sample.row}")

@@ -21,7 +21,7 @@ from datamodules.manifest import (
     write_atomically,
 )
 from datamodules.near_duplicates import METHOD, Fingerprint, across_splits
-from datamodules.shard_writer import ShardJob, read_receipt
+from datamodules.shard_writer import ShardJob, larger_of, read_receipt
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +50,9 @@ class _Tally:
         entry["skipped"] = dict(sorted((Counter(entry["skipped"]) + Counter(receipt["skipped"])).items()))
         if receipt["shard"]["samples"]:
             entry["shards"].append(receipt["shard"])
-        self.region_width = max(self.region_width, receipt["regions"][0])
-        self.most_regions = max(self.most_regions, receipt["regions"][1])
+        width, most = receipt["regions"]
+        before = (self.region_width, self.most_regions)
+        self.region_width, self.most_regions = larger_of(before, (width, most), f"shard {job.file}")
         for row in receipt["rows"]:
             self._check_unique(row, job)
             self.rows[job.split].append(AnnotationRow(row["id"], row["caption"], row["source"], tuple(row["labels"])))

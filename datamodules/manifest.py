@@ -47,12 +47,12 @@ class Manifest(TypedDict):
     name: str
     source: str
     settings: dict[str, Any]  # of the catalogue
-    build: dict[str, Any]  # of the writer: seed, shard_size, vocab_size, plan
+    build: dict[str, Any]  # of the writer: seed, shard_size, vocab_size, plan, and the region features' settings
     tokenizer: dict[str, Any] | None
     pictures: bool  # the samples carry `.jpg`
     splits: dict[str, SplitEntry]
     labels: dict[str, Any]
-    regions: dict[str, Any] | None
+    regions: dict[str, Any] | None  # width of the features, most regions of a picture
     near_duplicates: dict[str, Any]
     data_hash: str
 
@@ -166,8 +166,10 @@ def _checked(value: Any, path: Path) -> Manifest:
     tokenizer, regions = value.setdefault("tokenizer", None), value.setdefault("regions", None)
     if tokenizer is not None and not (isinstance(tokenizer, dict) and _is_count(tokenizer.get("vocab_size"))):
         raise _bad(path, "tokenizer", "null or an object with vocab_size")
-    if regions is not None and not (isinstance(regions, dict) and _is_count(regions.get("width"))):
-        raise _bad(path, "regions", "null or an object with width")
+    if regions is not None and not (
+        isinstance(regions, dict) and _is_count(regions.get("width")) and _is_count(regions.get("max"))
+    ):
+        raise _bad(path, "regions", "null or an object with width and max")
     for split in SPLITS:
         _check_split(value["splits"].get(split), f"splits.{split}", path)
     return value  # type: ignore[return-value]

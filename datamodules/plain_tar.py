@@ -36,11 +36,11 @@ def plain_members(stream: BinaryIO) -> Iterator[tuple[str, bytes]]:
             return
         name, size = _parse(header, first)
         first = False
-        padded = -(-size // _BLOCK) * _BLOCK
-        content = stream.read(padded)
-        if len(content) < padded:
+        content = stream.read(size)
+        padding = -size % _BLOCK  # read apart: cutting it off would copy the content
+        if len(content) < size or len(stream.read(padding)) < padding:
             raise DamagedTarError("unexpected end of data")
-        yield name, content[:size]
+        yield name, content
 
 
 def _parse(header: bytes, first: bool) -> tuple[str, int]:

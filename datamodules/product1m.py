@@ -145,13 +145,26 @@ class Product1M(LightningDataModule):
         splits = _SPLITS_OF_STAGE.get(name or "", ("train", "val", "test", "gallery"))
         check_shard_files(self.folder, splits, self.manifest)
         self._contents.check_visual_input(self.input_spec)
-        _ = self.tokenizer  # a wrong name is told now, not by the first worker
+        self._check_vocabulary()
         global_batch = self.batch_size * self._place.world_size
         if "train" in splits and global_batch > self.num_samples("train"):
             raise DataError(
                 f"data.batch_size={self.batch_size} × {self._place.world_size} process(es) is larger than the "
                 f"{self.num_samples('train')} training samples of {self.folder}. Choose a smaller data.batch_size."
             )
+
+    def _check_vocabulary(self) -> None:
+        """The tokenizer exists and numbers words as the model does; told now, not by the first worker."""
+        spec, found = self.input_spec, self.tokenizer
+        for key, wanted, is_ in (
+            ("vocab_size", spec.vocab_size, found.vocab_size),
+            ("mask_token_id", spec.mask_token_id, found.mask_id),
+        ):
+            if wanted is not None and wanted != is_:
+                raise DataError(
+                    f"Tokenizer '{spec.tokenizer}' has {key} {is_}, the model {wanted}: it was built for another "
+                    f"tokenizer. Name that one (model.tokenizer), or set model.{key}={is_} for a model to be trained."
+                )
 
     @property
     def steps_per_epoch(self) -> int:

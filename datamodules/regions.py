@@ -1,4 +1,4 @@
-"""Precomputed regions of one picture: the `.regions.npz` member, written and read without pickle.
+"""Regions of one picture: what a detector found, its checks, and the `.regions.npz` member, never pickled.
 
 Shape legend: R regions, D feature width.
 """
@@ -6,60 +6,115 @@ Shape legend: R regions, D feature width.
 from __future__ import annotations
 
 import io
-import zipfile
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from datamodules.errors import DataError
+from datamodules.npz import read_npz
 
-MAX_BYTES = 64 << 20  # a zip can promise more than it weighs; 100 regions × 2048 × 2 bytes are 0.4 MB
+# Detectors work on a resized picture; a box at the edge, scaled back and rounded, may stand out by a pixel.
+BOX_TOLERANCE_PX = 1.0
+
+_HALF_EXPONENT = 0x7C00  # all bits of a float16's exponent: infinity or NaN
+
+
+class BadRegionsError(DataError):
+    """Regions that no model can use; builds and training runs count them under `reason`. The caller adds file and id.
+
+    Reasons: malformed_regions (not readable, shapes, size), non_finite_regions, misplaced_boxes.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class Regions(NamedTuple):
     """What a detector found in one picture. The whole-image region is not stored."""
 
     boxes_R4: np.ndarray  # float32 px: x1, y1, x2, y2
-    features_RD: np.ndarray  # float16
+    features_RD: np.ndarray  # any float; stored as float16
     scores_R: np.ndarray  # float32
     size_hw: tuple[int, int]  # px of the picture the boxes refer to
 
 
 def pack_regions(regions: Regions) -> bytes:
-    """The bytes of the member; equal regions give equal bytes (npz entries carry no clock)."""
-    _check_shapes(regions)
+    """The bytes of the member; equal regions give equal bytes (npz entries carry no clock).
+
+    Raises:
+        BadRegionsError: shapes, boxes or values that `unpack_regions` or a batch would refuse, among them features
+            that float16 cannot hold.
+    """
+    with np.errstate(over="ignore"):  # checked below, with a message
+        stored = Regions(
+            _numbers("boxes", regions.boxes_R4).astype(np.float32),
+            _numbers("features", regions.features_RD).astype(np.float16),
+            _numbers("scores", regions.scores_R).astype(np.float32),
+            _size(regions.size_hw),
+        )
+    check_regions(stored)
     buffer = io.BytesIO()
     np.savez(
         buffer,
-        boxes=np.asarray(regions.boxes_R4, np.float32),
-        features=np.asarray(regions.features_RD, np.float16),
-        scores=np.asarray(regions.scores_R, np.float32),
-        size=np.asarray(regions.size_hw, np.int32),
+        boxes=stored.boxes_R4,
+        features=stored.features_RD,
+        scores=stored.scores_R,
+        size=np.asarray(stored.size_hw, np.int32),
     )
     return buffer.getvalue()
 
 
 def unpack_regions(data: bytes) -> Regions:
-    """Read the member and check its shapes.
+    """Read the member and check all but the features' values; without `scores` they are ones.
+
+    The arrays may be read-only views of `data`: who copies the features anyway checks the copy (`check_finite`).
 
     Raises:
-        DataError: not an npz, an array missing, of objects, or of another shape. The caller adds file and id.
+        BadRegionsError: not an npz, an array missing, of objects, or of another shape; boxes outside the picture.
     """
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > MAX_BYTES:
-                raise DataError(f"regions.npz unpacks to more than {MAX_BYTES} bytes")
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            boxes, features, scores, size = (_array(arrays, key) for key in ("boxes", "features", "scores", "size"))
-    except DataError:
-        raise
+        arrays = read_npz(data, ("boxes", "features", "scores", "size"))
     except Exception as error:  # zip and npy raise many kinds on damaged bytes
-        raise DataError(f"regions.npz is not readable ({type(error).__name__})") from None
-    if size.shape != (2,) or not np.isfinite(size).all() or (size < 1).any():
-        raise DataError("regions.npz: size should be height and width in pixels")
-    regions = Regions(boxes, features, scores, (int(size[0]), int(size[1])))
+        reason = (str(error).splitlines() or [""])[0]
+        raise _malformed(f"not readable ({type(error).__name__}: {reason}); write the file again") from None
+    for key in ("boxes", "features", "size"):
+        if key not in arrays:
+            raise _malformed(f"it has no array '{key}'; write boxes, features and size")
+    boxes, features = _numbers("boxes", arrays["boxes"]), _numbers("features", arrays["features"])
+    scores = _numbers("scores", arrays["scores"]) if "scores" in arrays else np.ones(boxes.shape[:1], np.float32)
+    regions = Regions(boxes, features, scores, _size(arrays["size"]))
     _check_shapes(regions)
+    _check_boxes(regions.boxes_R4, regions.size_hw)
     return regions
+
+
+def check_regions(regions: Regions) -> None:
+    """Refuse shapes, boxes and values that a batch would not take.
+
+    Raises:
+        BadRegionsError: with the key, the first bad row and the remedy.
+    """
+    _check_shapes(regions)
+    _check_boxes(regions.boxes_R4, regions.size_hw)
+    with np.errstate(over="ignore"):
+        check_finite(regions.features_RD.astype(np.float16))
+
+
+def check_finite(features_RD: np.ndarray) -> None:
+    """Refuse float16 features that are no numbers, or were none before float16 made infinity of them.
+
+    Raises:
+        BadRegionsError: non_finite_regions.
+    """
+    bits_RD = features_RD.view(np.uint16)
+    if ((bits_RD & _HALF_EXPONENT) == _HALF_EXPONENT).any():  # a seventh of the time of np.isfinite
+        row = int(np.flatnonzero(~np.isfinite(features_RD).all(axis=1))[0])
+        raise BadRegionsError(
+            "non_finite_regions",
+            f"'features' of region {row} hold NaN, infinity or a value that float16 cannot (beyond ±65504); run the "
+            "detector on this picture again, or scale its features",
+        )
 
 
 def boxes_with_area(regions: Regions) -> np.ndarray:
@@ -70,20 +125,62 @@ def boxes_with_area(regions: Regions) -> np.ndarray:
     return np.concatenate([boxes_R4, area_R1], axis=1).astype(np.float32)
 
 
-def _array(arrays: Any, key: str) -> np.ndarray:
-    if key not in arrays:
-        raise DataError(f"regions.npz has no array '{key}'")
-    array = arrays[key]
+def _numbers(key: str, values: Any) -> np.ndarray:
+    array = np.asarray(values)
     if array.dtype.kind not in "fiu":
-        raise DataError(f"regions.npz: '{key}' holds {array.dtype}, not numbers")
+        raise _malformed(f"'{key}' holds {array.dtype}, not numbers")
     return array
 
 
+def _size(values: Any) -> tuple[int, int]:
+    size = _numbers("size", values)
+    if size.shape != (2,) or not np.isfinite(size).all():
+        raise _malformed(f"'size' is {size.tolist()}; give the picture's height and width in pixels")
+    return int(size[0]), int(size[1])
+
+
 def _check_shapes(regions: Regions) -> None:
-    boxes, features, scores = (np.asarray(part) for part in regions[:3])
+    boxes, features, scores = regions[:3]
     if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise DataError(f"regions.npz: boxes have shape {boxes.shape}, not (R, 4)")
+        raise _malformed(f"'boxes' have shape {boxes.shape}, not (R, 4)")
     if features.ndim != 2 or scores.ndim != 1 or not len(boxes) == len(features) == len(scores):
-        raise DataError(
-            f"regions.npz: boxes {boxes.shape}, features {features.shape} and scores {scores.shape} differ in R"
+        raise _malformed(f"'boxes' {boxes.shape}, 'features' {features.shape} and 'scores' {scores.shape} differ in R")
+    if not features.shape[1]:
+        raise _malformed("'features' are 0 wide")
+
+
+def _check_boxes(boxes_R4: np.ndarray, size_hw: tuple[int, int]) -> None:
+    """A box may be one pixel thin: detectors that count pixels inclusively give it x1 = x2."""
+    height, width = size_hw
+    if height < 1 or width < 1:
+        raise _malformed(f"'size' is {height} × {width}; give the picture's height and width in pixels")
+    if not len(boxes_R4):
+        return
+    corner_R2, opposite_R2 = boxes_R4[:, :2], boxes_R4[:, 2:]
+    limit_2 = (width + BOX_TOLERANCE_PX, height + BOX_TOLERANCE_PX)
+    # NaN compares as false, so that these three find it too.
+    in_place_R2 = (corner_R2 >= -BOX_TOLERANCE_PX) & (opposite_R2 <= limit_2) & (corner_R2 <= opposite_R2)
+    if not in_place_R2.all():
+        row = int(in_place_R2.all(axis=1).argmin())
+        values = boxes_R4[row].tolist()
+        if not np.isfinite(values).all():
+            raise BadRegionsError(
+                "non_finite_regions", f"'boxes' row {row} is {values}; run the detector on this picture again"
+            )
+        raise _misplaced(
+            f"'boxes' row {row} is {values}, inverted or outside the picture of {width} × {height} px; give x1, y1, "
+            "x2, y2 in pixels of the picture whose height and width stand in 'size'"
         )
+    if 0 < opposite_R2.max() <= 1 < min(size_hw):
+        raise _misplaced(
+            f"all 'boxes' lie within the first pixel of {width} × {height}: they look like fractions; multiply them by "
+            "width and height"
+        )
+
+
+def _malformed(message: str) -> BadRegionsError:
+    return BadRegionsError("malformed_regions", message)
+
+
+def _misplaced(message: str) -> BadRegionsError:
+    return BadRegionsError("misplaced_boxes", message)

@@ -105,7 +105,8 @@ class ShardFolder:
                 raise DataError(
                     f"The model takes precomputed regions (visual input 'regions'), but {self.path} holds none. Train "
                     "on the pictures with visual input 'grid' (SCALE=tiny or SCALE=small), or build the folder with "
-                    "a detector's boxes and features (`datamodules.write_shards.build(…, regions=…)`)."
+                    "a detector's boxes and features (`python -m experiments data build … --regions PATH`, see "
+                    "docs/regions.md)."
                 )
             if regions["width"] != spec.region_width:
                 raise DataError(

@@ -15,13 +15,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from datamodules.annotations import FIELD_SEPARATOR, LABEL_SEPARATOR
 from datamodules.catalogues.record import Catalogue, ProductRecord, Skipped, Split
 from datamodules.errors import DataError
 from datamodules.manifest import file_sha256, write_atomically
 from datamodules.near_duplicates import fingerprint
 from datamodules.pictures import PictureError, decode_picture
-from datamodules.regions import Regions, pack_regions
+from datamodules.regions import BadRegionsError, Regions, pack_regions
 
 RECEIPTS = ".build"  # folder of receipts inside the shard folder; gone when the build is finished
 
@@ -61,7 +63,7 @@ def write_shard(catalogue: Catalogue, job: ShardJob, options: Options) -> None:
     """Make the items of a shard, write its tar, then its receipt (in this order: a receipt vouches for a tar)."""
     temporary = job.folder / f".{job.file}.{os.getpid()}.tmp"
     rows: list[dict[str, Any]] = []
-    kinds, skipped, region_sizes = Counter[str](), Counter[str](), [0, 0]
+    kinds, skipped, region_sizes = Counter[str](), Counter[str](), (0, 0)
     try:
         with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
             for key, item in enumerate(job.items, start=job.first_key):
@@ -73,8 +75,7 @@ def write_shard(catalogue: Catalogue, job: ShardJob, options: Options) -> None:
                 rows.append(made.row)
                 kinds[made.record.kind] += 1
                 if made.regions is not None:
-                    num, width = made.regions.features_RD.shape
-                    region_sizes = [width, max(region_sizes[1], num)]
+                    region_sizes = larger_of(region_sizes, made.region_sizes, f"{job.split} item '{made.record.id}'")
         size, digest = temporary.stat().st_size, file_sha256(temporary)
         if rows:
             os.replace(temporary, job.folder / job.file)
@@ -104,10 +105,25 @@ def read_receipt(job: ShardJob) -> dict[str, Any] | None:
         return None
 
 
+def larger_of(before: tuple[int, int], now: tuple[int, int], where: str) -> tuple[int, int]:
+    """Width of the features and most regions of a picture, so far and of what comes next; (0, 0) = none yet.
+
+    Raises:
+        DataError: two widths, which no model can read.
+    """
+    if before[0] and now[0] and before[0] != now[0]:
+        raise DataError(
+            f"{where}: its region features are {now[0]} wide, those before it {before[0]}. A folder holds the features "
+            "of one detector: remove the others, then build again."
+        )
+    return max(before[0], now[0]), max(before[1], now[1])
+
+
 class _Made(NamedTuple):
     record: ProductRecord
     picture: bytes | None
-    regions: Regions | None
+    regions: bytes | None
+    region_sizes: tuple[int, int]  # width of the features, number of regions
     row: dict[str, Any]
 
 
@@ -124,12 +140,18 @@ def _make(catalogue: Catalogue, split: Split, item: Any, options: Options) -> _M
             row["print"] = fingerprint(decode_picture(record.image, needed_px=_FINGERPRINT_PX).image)
         except PictureError as error:
             return Skipped(record.id, error.reason)
-    regions = None
-    if options.regions is not None:
+    picture = record.image if options.pictures else None
+    if options.regions is None:
+        return _Made(record, picture, None, (0, 0), row)
+    try:
         regions = options.regions(record)
-        if regions is None:
-            return Skipped(record.id, "missing_regions")
-    return _Made(record, record.image if options.pictures else None, regions, row)
+        packed = None if regions is None else pack_regions(regions)
+    except BadRegionsError as error:
+        return Skipped(record.id, error.reason)
+    if regions is None or packed is None:
+        return Skipped(record.id, "missing_regions")
+    num, width = np.shape(regions.features_RD)
+    return _Made(record, picture, packed, (width, num), row)
 
 
 def _cleaned(record: ProductRecord) -> ProductRecord:
@@ -160,7 +182,7 @@ def _add_members(tar: tarfile.TarFile, key: str, made: _Made) -> None:
     if made.picture is not None:
         _add(tar, f"{key}.jpg", made.picture)
     if made.regions is not None:
-        _add(tar, f"{key}.regions.npz", pack_regions(made.regions))
+        _add(tar, f"{key}.regions.npz", made.regions)
     _add(tar, f"{key}.json", json.dumps(fields, ensure_ascii=False).encode("utf-8"))
 
 

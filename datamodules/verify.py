@@ -21,7 +21,7 @@ from datamodules.manifest import (
     read_manifest,
 )
 from datamodules.pictures import PictureError, decode_picture
-from datamodules.regions import unpack_regions
+from datamodules.regions import BadRegionsError, check_regions, unpack_regions
 
 _VERIFY_PX = 64  # damage shows at any scale; decoding small is faster
 
@@ -132,12 +132,21 @@ def _member_problems(members: dict[str, bytes], manifest: Manifest) -> Iterator[
         if "regions.npz" not in members:
             yield "no .regions.npz."
             return
-        try:
-            width = unpack_regions(members["regions.npz"]).features_RD.shape[1]
-            if width != manifest["regions"]["width"]:
-                yield f"regions are {width} wide, the manifest says {manifest['regions']['width']}."
-        except DataError as error:
-            yield f"{error}."
+        yield from _region_problems(members["regions.npz"], manifest["regions"])
+
+
+def _region_problems(data: bytes, expected: dict[str, Any]) -> Iterator[str]:
+    try:
+        regions = unpack_regions(data)
+        check_regions(regions)
+    except BadRegionsError as error:
+        yield f".regions.npz: {error.reason}: {error}, and build again."
+        return
+    num, width = regions.features_RD.shape
+    if width != expected["width"]:
+        yield f".regions.npz: features are {width} wide, the manifest says {expected['width']}; build again."
+    if num > expected["max"]:
+        yield f".regions.npz: {num} regions, the manifest says {expected['max']} at most; build again."
 
 
 def _differs(record: dict[str, Any], row: AnnotationRow) -> bool:

@@ -29,6 +29,7 @@ from datamodules.manifest import (
     read_manifest,
     write_manifest,
 )
+from datamodules.region_sources.store import RegionStore
 from datamodules.shard_writer import RECEIPTS, Options, RegionSource, ShardJob, read_receipt, write_shard
 
 log = logging.getLogger(__name__)
@@ -59,23 +60,34 @@ def build(
         progress: show a bar.
         name: of the data set; None = the folder's name.
         pictures: store the pictures; False for regions only.
-        regions: precomputed regions of a record (None = it has none and is skipped); pickled to the workers. Its
-            results are not compared with those of an earlier build: give new regions a new folder.
+        regions: precomputed regions of a record (None = it has none and is skipped); pickled to the workers. Those of
+            `region_sources.open_region_store` are told from others, and a change of them builds again. The results of
+            any other function are not compared with those of an earlier build: give new regions a new folder.
 
     Returns:
         The manifest.
 
     Raises:
-        DataError: duplicate or malformed ids, nothing to train on, a folder that holds another source.
+        DataError: duplicate or malformed ids, nothing to train on, a folder that holds another source, region features
+            of two widths, or `pictures` from a catalogue that was told to read none.
     """
+    if pictures and not getattr(catalogue, "pictures", True):  # a source that can do without has this option
+        raise DataError(
+            f"source '{catalogue.name}' was told to read no pictures, so none can be stored; build without them "
+            "(pictures=False, --no-pictures)."
+        )
     if shard_size < 1 or workers < 1 or vocab_size < 6 or seed < 0:
         raise DataError("data build: shard_size and workers should be at least 1, vocab_size 6, seed 0.")
     folder = Path(out)
-    jobs = list(_plan(catalogue, folder, shard_size, seed, {"pictures": pictures, "regions": regions is not None}))
+    region_settings = plain(regions.settings()) if isinstance(regions, RegionStore) else None
+    content = {"pictures": pictures, "regions": region_settings or regions is not None}
+    jobs = list(_plan(catalogue, folder, shard_size, seed, content))
     plan = hashlib.sha256("".join(job.digest for job in jobs).encode()).hexdigest()[:16]
     settings = plain(catalogue.settings())
-    wanted = {"seed": seed, "shard_size": shard_size, "vocab_size": vocab_size, "plan": plan}
-    finished = _finished(folder, catalogue.name, settings, wanted)
+    wanted: dict[str, Any] = {"seed": seed, "shard_size": shard_size, "vocab_size": vocab_size, "plan": plan}
+    if region_settings is not None:
+        wanted["regions"] = region_settings
+    finished = _finished(folder, catalogue.name, settings, wanted, pictures)
     if finished is not None:
         log.info("%s is up to date (%s).", folder, finished["data_hash"])
         return finished
@@ -88,7 +100,7 @@ def build(
 
 
 def _plan(
-    catalogue: Catalogue, folder: Path, shard_size: int, seed: int, content: dict[str, bool]
+    catalogue: Catalogue, folder: Path, shard_size: int, seed: int, content: dict[str, Any]
 ) -> Iterator[ShardJob]:
     """Cut each split into shards of equal size (± 1); training samples shuffled, so that a shard is a random subset."""
     settings = [catalogue.name, catalogue.settings(), content, seed, shard_size, SCHEMA_VERSION]
@@ -108,7 +120,9 @@ def _plan(
             first += len(chosen)
 
 
-def _finished(folder: Path, source: str, settings: dict[str, Any], wanted: dict[str, Any]) -> Manifest | None:
+def _finished(
+    folder: Path, source: str, settings: dict[str, Any], wanted: dict[str, Any], pictures: bool
+) -> Manifest | None:
     """The manifest if nothing is left to do. A finished folder of other settings is taken down, and that is said."""
     if not (folder / MANIFEST_FILE).is_file():
         return None
@@ -123,8 +137,11 @@ def _finished(folder: Path, source: str, settings: dict[str, Any], wanted: dict[
             f"{folder} holds shards of '{old['source']}', not '{source}'. Choose another OUT, or delete the folder."
         )
     before, after = (
-        {**{f"catalogue.{key}": value for key, value in of_catalogue.items()}, **of_build}
-        for of_catalogue, of_build in ((old["settings"], old["build"]), (settings, wanted))
+        {**{f"catalogue.{key}": value for key, value in of_catalogue.items()}, **of_build, "pictures": with_pictures}
+        for of_catalogue, of_build, with_pictures in (
+            (old["settings"], old["build"], old["pictures"]),
+            (settings, wanted, pictures),
+        )
     )
     changed = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
     if not changed:
@@ -148,6 +165,8 @@ def _write_all(catalogue: Catalogue, jobs: Sequence[ShardJob], options: Options,
     open_jobs = [job for job in jobs if read_receipt(job) is None]
     if len(open_jobs) < len(jobs):
         log.info("%d of %d shards are finished already.", len(jobs) - len(open_jobs), len(jobs))
+    if open_jobs and isinstance(options.regions, RegionStore):
+        log.info("%d pictures have region features.", options.regions.prepare())
     with Progress(*columns, TextColumn("samples"), disable=not progress) as bar:
         done = sum(len(job.items) for job in jobs) - sum(len(job.items) for job in open_jobs)
         task = bar.add_task(f"{catalogue.name}: shards", total=sum(len(job.items) for job in jobs), completed=done)

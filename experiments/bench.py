@@ -16,21 +16,23 @@ from experiments.parser import Parser
 BENCHES = {
     "loader": ("experiments.bench_loader", "bench_loader"),
     "step": ("experiments.bench_step", "bench_step"),
+    "parts": ("experiments.bench_step", "bench_parts"),
     "search": ("experiments.bench_search", "bench_search"),
 }
+BY_NAME_ONLY = {"parts"}  # takes long and is of interest to who changes the step
 
 
 def bench_command(words: list[str]) -> None:
     """Run the named benches, or all, and print a table each."""
     parser = Parser("bench", "throughput and memory, each beside its bare counterpart in the same run")
-    parser.add_argument("which", nargs="*", metavar="WHICH", help=f"{', '.join(BENCHES)} (default: all)")
+    parser.add_argument("which", nargs="*", metavar="WHICH", help=f"{', '.join(BENCHES)} (default: all but parts)")
     parser.add_argument("--out", metavar="F", help="also write the rows as JSON")
     options = parser.parse(words)
     for name in options.which:
         if name not in BENCHES:
             raise UsageError(f"bench {name}: {nearest(name, BENCHES)}")
     found: dict[str, list[dict[str, Any]]] = {}
-    for name in options.which or BENCHES:
+    for name in options.which or [name for name in BENCHES if name not in BY_NAME_ONLY]:
         module, function = BENCHES[name]
         found[name] = getattr(importlib.import_module(module), function)()
         say(_render(name, found[name]))

@@ -24,6 +24,7 @@ FIXED_CLASSES = {
     "trainer": "lightning.pytorch.Trainer",
     "checkpoint": "lightning.pytorch.callbacks.ModelCheckpoint",
     "evaluation": "lightning_modules.callbacks.retrieval_evaluation.RetrievalEvaluation",
+    "speed": "lightning_modules.callbacks.speed.Speed",
 }
 SECTIONS = ("seed_everything", "trainer", "model", "data", *FIXED_CLASSES)
 NOT_EXPERIMENTS = {"base"}

@@ -36,11 +36,21 @@ def _build(words: list[str]) -> int:
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
     parser.add_argument("--seed", type=int, metavar="N", help="of rendering, composition and order")
     parser.add_argument("--vocab-size", type=int, metavar="N", help="of the tokenizer trained on the captions")
+    parser.add_argument("--regions", metavar="PATH", help="region features: folder of <item id>.npz, .lmdb or .tsv")
+    parser.add_argument("--no-pictures", action="store_true", help="store the regions only; pictures may be missing")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="further setting of the source")
     options = parser.parse(words)
     out = options.out or Path("data") / options.source
-    chosen = {name: getattr(options, name) for name in ("shard_size", "workers", "seed", "vocab_size")}
+    chosen: dict[str, Any] = {name: getattr(options, name) for name in ("shard_size", "workers", "seed", "vocab_size")}
     settings = dict(_setting(text) for text in options.set)
+    if options.no_pictures and options.regions is None:
+        raise UsageError("--no-pictures: give --regions PATH too, or the samples hold nothing to look at")
+    if options.no_pictures:
+        chosen["pictures"] = False
+    if options.regions is not None:
+        from datamodules.region_sources import open_region_store
+
+        chosen["regions"] = open_region_store(options.regions)
     build(options.source, options.raw, out, settings, {k: v for k, v in chosen.items() if v is not None})
     return 0
 
@@ -50,21 +60,25 @@ def build(source: str, raw: Path | None, out: Path, settings: dict[str, Any], wr
 
     Args:
         settings: Constructor arguments of the catalogue.
-        writing: Arguments of the writer; `seed` goes to the catalogue too.
+        writing: Arguments of the writer; `seed` and `pictures` go to a catalogue that takes them, too.
     """
-    from datamodules.catalogues import open_catalogue
+    from datamodules.catalogues import open_catalogue, options_of
     from datamodules.manifest import read_manifest
     from datamodules.write_shards import build as write
 
     writing = {"workers": os.cpu_count() or 1, **writing}
     if "seed" in writing:
         settings = {"seed": writing["seed"], **settings}
+    if not writing.get("pictures", True) and "pictures" in options_of(source):
+        settings = {**settings, "pictures": False}
     started = time.perf_counter()
     write(open_catalogue(source, raw, **settings), out, **writing)
     manifest: Any = read_manifest(out)
     for name, entry in manifest["splits"].items():
         skipped = ", ".join(f"{reason} {count}" for reason, count in sorted(entry["skipped"].items())) or "none"
         say(f"{name:<8} {entry['samples']} samples in {len(entry['shards'])} shards, skipped: {skipped}")
+    if manifest["regions"]:
+        say(f"regions  {manifest['regions']['max']} a picture at most, {manifest['regions']['width']} wide")
     say(f"{out} (data hash {manifest['data_hash']}) in {time.perf_counter() - started:.0f} s")
 
 

@@ -30,6 +30,8 @@ VENDORS = {
     "tokenizers": "captions",
     "open_clip": "CLIP models",
     "webdataset": "shards",
+    "lmdb": "region features from the authors' LMDB",
+    "msgpack": "the same",
     "faiss": "search with FAISS (torch is the default)",
     "wandb": "W&B (runs go on without it)",
     "sklearn": "the TF-IDF floor",

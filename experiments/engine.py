@@ -12,12 +12,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from experiments.errors import UsageError
-from experiments.progress import IntervalLine, Throughput, ThroughputBar
+from experiments.progress import IntervalLine, ThroughputBar
 from experiments.randomness import RandomState
 from experiments.runs import RunFolder
 from lightning_modules import RetrievalModule
 from lightning_modules.callbacks.fit_whitening import FitWhitening
 from lightning_modules.callbacks.retrieval_evaluation import RetrievalEvaluation
+from lightning_modules.callbacks.speed import Speed
+from lightning_modules.callbacks.throughput import Throughput
 
 
 class Engine(NamedTuple):
@@ -78,6 +80,7 @@ class _ExperimentCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(RetrievalEvaluation, "evaluation")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Speed, "speed")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_object(args)  # the base method warns about words in sys.argv, which are ours

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections import Counter
 from typing import Any
 
@@ -13,46 +12,11 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from experiments.output import say
-
-
-class Throughput(Callback):
-    """Samples per second of all ranks, over the last few steps, and over the whole run without evaluations."""
-
-    WINDOW_STEPS = 20
-
-    def __init__(self) -> None:
-        self.samples = 0  # of this process, since training started
-        self.seconds = 0.0
-        self.recent = 0.0
-        self._started = 0.0
-        self._window: list[tuple[float, int]] = []
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if not self._started:
-            self._started = time.perf_counter()
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        now, count = time.perf_counter(), len(batch.index_B) * trainer.world_size
-        self.samples += count
-        self.seconds += now - self._started
-        self._window = [*self._window, (now - self._started, count)][-self.WINDOW_STEPS :]
-        self._started = now  # waiting for the loader belongs to the next step
-        self.recent = sum(n for _, n in self._window) / max(1e-9, sum(s for s, _ in self._window))
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._started = 0.0  # an evaluation follows, which is not training
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"samples": self.samples, "seconds": self.seconds}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.samples, self.seconds = state_dict["samples"], state_dict["seconds"]
+from lightning_modules.callbacks.throughput import Throughput
 
 
 class ThroughputBar(TQDMProgressBar):
-    """Lightning's bar with samples per second instead of the logger's version; few lines where no one watches."""
+    """Lightning's bar with throughput instead of the logger's version; few lines where no one watches."""
 
     def __init__(self, throughput: Throughput) -> None:
         self.watched = sys.stdout.isatty()
@@ -62,8 +26,11 @@ class ThroughputBar(TQDMProgressBar):
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         shown = super().get_metrics(trainer, pl_module)
         shown.pop("v_num", None)
-        if self.throughput.recent:
-            shown["samples/s"] = f"{self.throughput.recent:.0f}"
+        recent = self.throughput.recent()
+        if recent:
+            shown["samples/s"] = f"{recent['samples_per_second']:.0f}"
+            shown["mfu"] = f"{recent['mfu']:.0%}"
+            shown["waiting"] = f"{recent['data_wait_share']:.0%}"
         return shown
 
     def init_validation_tqdm(self) -> Tqdm:
@@ -90,7 +57,7 @@ class IntervalLine(Callback):
         for name in ("train/loss", "val/mAP@10", "val/mAR@10"):
             if name in metrics:
                 words.append(f"{name} {float(metrics[name]):.4f}")
-        words.append(f"{self.throughput.recent:.0f} samples/s")
+        words.append(f"{self.throughput.recent().get('samples_per_second', 0):.0f} samples/s")
         words.append("skipped " + (", ".join(f"{k} {n}" for k, n in sorted(skipped.items())) or "none"))
         say("  ".join(words))
 

@@ -51,9 +51,10 @@ def assemble(outcome: Outcome, training: dict[str, Any]) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in engine.model.parameters() if p.requires_grad),
         "train_seconds": 0.0,
         "samples_per_second": None,
+        "throughput": {},
         "skipped": {f"build/{reason}": n for reason, n in composition.data.skipped().items()},
     }
-    record |= {key: training[key] for key in (*FROM_TRAINING, "samples_per_second") if key in training}
+    record |= {key: training[key] for key in (*FROM_TRAINING, "samples_per_second", "throughput") if key in training}
     record["unscorable"] = results["test"].unscorable
     record["unscorable_val"] = results["val"].unscorable
     record["feature"] = results["test"].features["product"]

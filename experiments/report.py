@@ -185,6 +185,7 @@ def _environment(record: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [("command", record["command"]), ("commit", commit)]
     rows += [("data", f"{record['data']}, hash {record['data_hash']}"), ("metrics", record["metric_version"])]
     rows += [("training", f"{record['train_seconds']} s, {record.get('samples_per_second') or '–'} samples/s")]
+    rows += [(key.replace("_", " "), str(value)) for key, value in record.get("throughput", {}).items()]
     return rows + [
         (key, ", ".join(value) if isinstance(value, list) else str(value)) for key, value in record["hardware"].items()
     ]

@@ -9,6 +9,8 @@ A table's file (experiments/ablations/<name>.yaml) names a base and rows:
     rows:
       - {label: grocery, data: grocery}
       - {label: fashion, data: fashion, set: {model.lr: 5.0e-4}}
+
+With `base: <label>` the rows are also compared with one of them, paired by seed and query.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from retrieval.significance import paired_bootstrap
 
 BOOTSTRAP_SAMPLES = 2000  # per interval; ten intervals a row, and a table should not keep anybody waiting
 SPLIT = "test"
-KEYS = ("title", "experiment", "data", "scale", "seeds", "rows")
+COMPARED = {"": "", "image only": "image/", "text only": "text/"}  # what rows are compared in: name -> prefix
+KEYS = ("title", "experiment", "data", "scale", "seeds", "base", "rows")
 ROW_KEYS = ("label", "experiment", "data", "scale", "seeds", "set")
 
 
@@ -49,11 +52,15 @@ def make_table(runs: list[Path], table: str | None, command: str) -> str:
     """
     if bool(runs) == bool(table):
         raise UsageError("table wants run folders or TABLE=<name>, one of the two")
+    title = ""
+    base: Row | None = None
     if table:
-        title, rows = _from_file(table)
+        title, rows, base = _from_file(table)
     else:
-        title, rows = "", _group(runs)
+        rows = _group(runs)
     parts = [f"### {title}\n\n"] if title else []
+    if base:
+        parts.append(_comparison(rows, base))
     parts += [_block(row) for row in rows]
     return "\n".join([*parts, _origin(rows, command)])
 
@@ -73,7 +80,7 @@ def _group(paths: list[Path]) -> list[Row]:
     return list(groups.values())
 
 
-def _from_file(name: str) -> tuple[str, list[Row]]:
+def _from_file(name: str) -> tuple[str, list[Row], Row | None]:
     files = {file.stem: file for file in sorted((HOME / "ablations").glob("*.yaml"))}
     if name not in files:
         raise UsageError(f"unknown table {name!r}: {nearest(name, files)}")
@@ -84,7 +91,12 @@ def _from_file(name: str) -> tuple[str, list[Row]]:
     for entry in content["rows"]:
         _check(entry, ROW_KEYS, files[name])
         rows.append(_find_runs({**base, **entry}))
-    return str(content.get("title", name)), rows
+    labels, wanted = [row.label for row in rows], content.get("base")
+    if wanted is None:
+        return str(content.get("title", name)), rows, None
+    if str(wanted) not in labels:
+        raise UsageError(f"{files[name]}: base {wanted!r} is no row: {nearest(str(wanted), labels)}")
+    return str(content.get("title", name)), rows, rows[labels.index(str(wanted))]
 
 
 def _check(content: Any, known: tuple[str, ...], file: Path) -> None:
@@ -144,26 +156,61 @@ def _mean_std(values: list[float | None]) -> str:
     return f"{statistics.fmean(found):.4f} ± {statistics.stdev(found):.4f}"
 
 
-def _interval(row: Row, prefix: str, column: str) -> str:
-    if len(row.records) == 1:
-        stored = row.records[0].get("intervals", {}).get(SPLIT, {}).get(prefix.rstrip("/"), {}).get(column)
-        return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*stored) if stored else "–"
-    pairs = [_per_query(run, column, prefix + column) for run in row.runs]
-    if any(pair is None for pair in pairs):
+def _comparison(rows: list[Row], base: Row) -> str:
+    """The rows side by side, each with its paired difference from the base row over the seeds both have."""
+    measures = {f"{kind} {column}".strip(): prefix + column for kind, prefix in COMPARED.items() for column in COLUMNS}
+    head = [f"{name} | {base.label} − this [95 %]" for name in measures]
+    lines = ["| | n | " + " | ".join(head) + " |", "|---|---:|" + "---:|---:|" * len(measures)]
+    for row in rows:
+        cells = []
+        for measure in measures.values():
+            prefix, _, column = measure.rpartition("/")
+            prefix = f"{prefix}/" if prefix else ""
+            cells.append(_mean_std([value_of(record, SPLIT, prefix, column) for record in row.records]))
+            cells.append("" if row is base else _difference(base, row, measure))
+        lines.append(f"| {row.label} | {len(row.records)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _difference(base: Row, row: Row, measure: str) -> str:
+    """Base minus row, paired by seed and query; – where no seed has finished in both or the queries differ."""
+    found = []
+    for seed in {record["seed"] for record in base.records} & {record["seed"] for record in row.records}:
+        pair = [_scores(_run_of(side, seed), measure) for side in (base, row)]
+        if pair[0] is None or pair[1] is None or not np.array_equal(pair[0][0], pair[1][0]):
+            return "–"
+        found.append((pair[0][1], pair[1][1]))
+    if not found:
         return "–"
-    ours, theirs = (np.stack([pair[side] for pair in pairs if pair]) for side in (0, 1))
+    ours, theirs = (np.stack(side) for side in zip(*found, strict=True))
     return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*paired_bootstrap(ours, theirs, samples=BOOTSTRAP_SAMPLES)[:3])
 
 
-def _per_query(run: RunFolder, ours: str, theirs: str) -> tuple[np.ndarray, np.ndarray] | None:
+def _run_of(row: Row, seed: int) -> RunFolder:
+    return next(run for run, record in zip(row.runs, row.records, strict=True) if record["seed"] == seed)
+
+
+def _scores(run: RunFolder, measure: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Query ids in order, and their scores."""
     file = run.rankings / f"{SPLIT}.npz"
     if not file.is_file():
         return None
     with np.load(file, allow_pickle=False) as stored:
-        if ours not in stored.files or theirs not in stored.files:
+        if measure not in stored.files:
             return None
         by_id = np.argsort(stored["query_ids"])  # the same order in every run
-        return stored[ours][by_id], stored[theirs][by_id]
+        return stored["query_ids"][by_id], stored[measure][by_id]
+
+
+def _interval(row: Row, prefix: str, column: str) -> str:
+    if len(row.records) == 1:
+        stored = row.records[0].get("intervals", {}).get(SPLIT, {}).get(prefix.rstrip("/"), {}).get(column)
+        return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*stored) if stored else "–"
+    pairs = [(_scores(run, column), _scores(run, prefix + column)) for run in row.runs]
+    if any(ours is None or theirs is None for ours, theirs in pairs):
+        return "–"
+    ours, theirs = (np.stack([pair[side][1] for pair in pairs if pair[side]]) for side in (0, 1))  # type: ignore[index]
+    return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*paired_bootstrap(ours, theirs, samples=BOOTSTRAP_SAMPLES)[:3])
 
 
 def _origin(rows: list[Row], command: str) -> str:

@@ -89,12 +89,14 @@ def _record(
     steps = engine.trainer.global_step
     training = {f"training/{reason}": n for reason, n in all_skipped(engine.trainer).items()}
     skipped = {f"build/{reason}": n for reason, n in composition.data.skipped().items()} | training
-    seconds, samples = engine.throughput.seconds, engine.throughput.samples  # loading a checkpoint restores its own
+    seconds = engine.throughput.seconds  # before a checkpoint is loaded, which restores its own
+    pace = {name: round(value, 3) for name, value in engine.throughput.whole_run().items()}
     results = measure(engine, best)
     about = {
         "steps": steps,
         "train_seconds": round(seconds, 1),
-        "samples_per_second": round(samples / seconds, 1) if seconds else None,
+        "samples_per_second": pace.get("samples_per_second"),
+        "throughput": pace,
         "skipped": skipped,
     }
     say("skipped samples: " + (", ".join(f"{reason} {n}" for reason, n in sorted(skipped.items())) or "none"))

@@ -24,15 +24,16 @@ from datamodules.batch import InputSpec, ProductBatch
 from lightning_modules.bert_weights import load_text_stream, read_bert
 from lightning_modules.capture_features import CANDIDATES, MODALITIES, retrieval_features
 from lightning_modules.errors import ModelError
-from lightning_modules.layers.attention import CoAttentionLayer, PostNormLayer, PreNormBlock
+from lightning_modules.layers.attention import CoAttentionLayer, PostNormLayer, PreNormBlock, take
 from lightning_modules.layers.embeddings import RegionEmbedding, TextEmbedding, init_bert_style
 from lightning_modules.layers.pooling import PositionPooling, StreamPooling, weighted_sum
 from lightning_modules.layers.regions import GlobalPooling, GridRegions, PrecomputedRegions, Regions, with_global
 from lightning_modules.layers.whitening import Whitening
+from lightning_modules.objectives.chosen import nothing_chosen
 from lightning_modules.objectives.cross_modal_contrast import CrossModalContrast
 from lightning_modules.objectives.draws import Draws
 from lightning_modules.objectives.masked_language_modelling import MaskedLanguageModelling
-from lightning_modules.objectives.masked_region_modelling import MaskedRegionModelling
+from lightning_modules.objectives.masked_region_modelling import MaskedRegionModelling, region_moments
 from lightning_modules.official_weights import capture_arguments, translate
 from lightning_modules.retrieval_module import RetrievalModule
 
@@ -152,16 +153,33 @@ class HybridStreamTransformer(nn.Module):
             dict(zip(BAGS, bags, strict=True)),
         )
 
-    def fuse(self, text_BTD: Tensor, token_mask_BT: Tensor, image_BRD: Tensor, region_mask_BR: Tensor) -> Fused:
-        """Cross layers, then the co-transformer on both streams side by side."""
+    def fuse(
+        self,
+        text_BTD: Tensor,
+        token_mask_BT: Tensor,
+        image_BRD: Tensor,
+        region_mask_BR: Tensor,
+        read: tuple[Tensor, Tensor] | None = None,
+    ) -> Fused:
+        """Cross layers, then the co-transformer on both streams side by side.
+
+        Args:
+            read: Positions_BK of the text and of the image whose outputs are wanted; None = all. The last layer is
+                computed for these alone, which changes none of their values.
+        """
         for layer in self.cross_layers:
             image_BRD, text_BTD = layer(image_BRD, region_mask_BR, text_BTD, token_mask_BT)
         length = text_BTD.shape[1]
         both_BND = torch.cat([text_BTD, image_BRD], 1)
         both_BND = self.co_dropout(both_BND + self.co_position.weight[: both_BND.shape[1]])
         both_mask_BN = torch.cat([token_mask_BT, region_mask_BR], 1)
-        for layer in self.co_layers:
-            both_BND = layer(both_BND, both_mask_BN)
+        read_BK = None if read is None else torch.cat([read[0], read[1] + length], 1)
+        for number, layer in enumerate(self.co_layers, start=1):
+            both_BND = layer(both_BND, both_mask_BN, read_BK if number == len(self.co_layers) else None)
+        if read_BK is not None and not len(self.co_layers):
+            both_BND = take(both_BND, read_BK)
+        if read is not None:
+            length = read[0].shape[1]
         return Fused(
             torch.relu(self.text_output(both_BND[:, :length])), torch.relu(self.image_output(both_BND[:, length:]))
         )
@@ -263,7 +281,9 @@ class CAPTURE(RetrievalModule):
             raise ModelError(f"model.fused_share {fused_share} must lie in (0, 1]")
         self.fused_share = fused_share
         self.global_pooling: GlobalPooling = global_pooling
-        self.spec = InputSpec(tokenizer, text_length, visual_input, num_regions, region_width, image_size_px)
+        self.spec = InputSpec(
+            tokenizer, text_length, visual_input, num_regions, region_width, image_size_px, vocab_size, mask_token_id
+        )
         self.visual: PrecomputedRegions | GridRegions
         if visual_input == "grid":
             self.visual = GridRegions(backbone, image_size_px, backbone_weights)
@@ -299,9 +319,7 @@ class CAPTURE(RetrievalModule):
             self.mlm = MaskedLanguageModelling(output_width, width, vocab_size, mask_token_id, mlm_prob)
             self.mlm.apply(partial(init_bert_style, std=init_std))
         if "mrm" in objectives:
-            self.mrm = MaskedRegionModelling(
-                output_width, width, self.visual.region_width, mrm_prob, self.visual.standardise_target
-            )
+            self.mrm = MaskedRegionModelling(output_width, width, self.visual.region_width, mrm_prob)
             self.mrm.apply(partial(init_bert_style, std=init_std))
         if "clr" in objectives:
             self.clr = CrossModalContrast(temperature)
@@ -358,12 +376,12 @@ class CAPTURE(RetrievalModule):
         both = self.clr is not None and (self.mlm is not None or self.mrm is not None)
         n = math.ceil(self.fused_share * batch_size) if both else batch_size
         part = batch.rows(slice(n))
-        tokens_BT = part.tokens_BT
+        tokens_BT, in_text = part.tokens_BT, nothing_chosen(n, part.tokens_BT.device)
         if self.mlm is not None:
-            tokens_BT, targets_BT = self.mlm.mask(tokens_BT, part.token_mask_BT, draws)
-        hidden_BR = None
+            tokens_BT, targets_BT, in_text = self.mlm.mask(tokens_BT, part.token_mask_BT, draws)
+        hidden_BR, in_image = None, nothing_chosen(n, part.tokens_BT.device)
         if self.mrm is not None:
-            predicted_BR, hidden_BR = self.mrm.mask(self.visual.mask(part), draws)
+            predicted_BR, hidden_BR, in_image = self.mrm.mask(self.visual.mask(part), draws)
         regions = with_global(self.visual(part, hidden_BR), self.global_pooling)
         masked = self.network.streams(tokens_BT, part.token_mask_BT, regions)
 
@@ -379,16 +397,21 @@ class CAPTURE(RetrievalModule):
         share = n / batch_size
         losses: dict[str, Tensor] = {}
         if self.mlm is not None or self.mrm is not None:
-            fused = self.network.fuse(masked.text_BTD, part.token_mask_BT, masked.image_BRD, regions.mask_BR)
+            read = (in_text.position_BK, in_image.position_BK + 1)  # the whole-image region stands first
+            fused = self.network.fuse(masked.text_BTD, part.token_mask_BT, masked.image_BRD, regions.mask_BR, read)
         if self.mlm is not None:
-            losses["loss_mlm"] = share * self.mlm(fused.text_BTD, targets_BT, self.network.text_embedding.word.weight)
+            outputs_MD = fused.text_BTD.flatten(0, 1)[in_text.in_grid_M]
+            targets_M = targets_BT.flatten()[in_text.in_batch_M]
+            losses["loss_mlm"] = share * self.mlm(outputs_MD, targets_M, self.network.text_embedding.word.weight)
         if self.mrm is not None:
             with torch.no_grad():
-                target_BRD = self.visual(part).features_BRD if clean is None else clean.features_BRD[:n]
-            mrm = self.mrm(fused.image_BRD[:, 1:], target_BRD, predicted_BR, regions.mask_BR[:, 1:])
-            losses["loss_mrm"] = share * mrm.loss
-            if mrm.target_variance is not None:
-                losses["_mrm_target_variance"] = mrm.target_variance
+                target_BRD = self.visual.features(part) if clean is None else clean.features_BRD[:n]
+            moments = region_moments(target_BRD, self.visual.mask(part)) if self.visual.standardise_target else None
+            outputs_MD = fused.image_BRD.flatten(0, 1)[in_image.in_grid_M]
+            targets_MD, predicted_M = (x.flatten(0, 1)[in_image.in_batch_M] for x in (target_BRD, predicted_BR))
+            losses["loss_mrm"] = share * self.mrm(outputs_MD, targets_MD, predicted_M, moments)
+            if moments is not None:  # near 0 = the features have collapsed
+                losses["_mrm_target_variance"] = moments.variance_D.mean()
         if self.clr is not None:
             losses["loss_clr"] = self.clr(contrasted.pooled_image_BD, contrasted.pooled_text_BD)
         return losses

@@ -12,6 +12,7 @@ import lightning
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from typing_extensions import Self
 
 from datamodules.batch import InputSpec, ProductBatch
@@ -48,6 +49,8 @@ class RetrievalModule(lightning.LightningModule, ABC):
     whitening_samples: int = 0  # training pictures the whitening is learned from
     pretrained_prefixes: tuple[str, ...] = ()
     uses_in_batch_negatives = True
+    flops_per_sample = 0.0  # of a training step, forward and backward; counted when training is set up
+    _copy_stream: torch.cuda.Stream | None = None
 
     def __init__(
         self,
@@ -139,15 +142,33 @@ class RetrievalModule(lightning.LightningModule, ABC):
     def _freeze_what_no_objective_trains(self) -> None:
         """Freeze parameters that get no gradient from the chosen objectives, found by one backward on a random batch.
 
+        Its operations are counted on the way.
+
         DDP raises on parameters without gradient, and counting them as trained would be dishonest: CAPTURE with the
         contrast alone, say, never reaches its cross layers.
         """
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            losses = self.losses(example_batch(self.input_spec(), self.device), Draws(0, 0, self.device))
+        batch, counter = example_batch(self.input_spec(), self.device), FlopCounterMode(display=False)
+        with torch.random.fork_rng(devices=[]), torch.enable_grad(), counter:
+            losses = self.losses(batch, Draws(0, 0, self.device))
             torch.stack([value for name, value in losses.items() if not name.startswith("_")]).sum().backward()
+        self.flops_per_sample = counter.get_total_flops() / len(batch.index_B)
         for parameter in self.parameters():
             parameter.requires_grad_(parameter.grad is not None)
             parameter.grad = None
+
+    def transfer_batch_to_device(self, batch: ProductBatch, device: torch.device, dataloader_idx: int) -> ProductBatch:
+        """On CUDA, on a stream of its own: the copy of a batch runs beside the step before it."""
+        if device.type != "cuda":
+            return cast("ProductBatch", super().transfer_batch_to_device(batch, device, dataloader_idx))
+        self._copy_stream = self._copy_stream or torch.cuda.Stream(device)
+        with torch.cuda.stream(self._copy_stream):
+            moved = cast("ProductBatch", super().transfer_batch_to_device(batch, device, dataloader_idx))
+        computing = torch.cuda.current_stream(device)
+        computing.wait_stream(self._copy_stream)
+        for tensor in moved:
+            if tensor is not None:
+                tensor.record_stream(computing)  # else its memory could be given away while the step still reads it
+        return moved
 
     def training_step(self, batch: ProductBatch, batch_idx: int) -> Tensor:
         draws = Draws(int(os.environ.get("PL_GLOBAL_SEED", 0)), self.global_step, self.device)

@@ -105,11 +105,13 @@ class Product1MFiles:
             `images/<id>.*`).
         seed: accepted like every source's; the published splits are fixed, so nothing here depends on it.
         max_megapixels: larger pictures are skipped.
+        pictures: False = none is looked for, and records carry none: for shards of region features only.
     """
 
     raw: str
     seed: int = 0
     max_megapixels: int = MAX_MEGAPIXELS
+    pictures: bool = True
 
     name = "product1m"
 
@@ -148,22 +150,26 @@ class Product1MFiles:
         return LinePlan(np.asarray(numbers, dtype=np.int32), np.asarray(offsets, dtype=np.int64))
 
     def make(self, split: Split, item: LinePlace) -> ProductRecord | Skipped:
-        """Reads the line again and its picture."""
+        """Reads the line again and its picture, if pictures are wanted."""
         path = self._path(split)
         with path.open("rb") as file:
             file.seek(item.offset)
             line = _parse(path, item, file.readline(), labels_required=split != "train")
         if not line.caption:
             return Skipped(line.id, "empty_caption")
-        try:
-            picture = find_picture(Path(self.raw), line.id, line.urls)
-            image = read_picture(picture, self.max_megapixels)
-        except UnusablePictureError as error:
-            return Skipped(line.id, error.reason)
+        image = b""
+        if self.pictures:
+            try:
+                picture = find_picture(Path(self.raw), line.id, line.urls)
+                image = read_picture(picture, self.max_megapixels)
+            except UnusablePictureError as error:
+                return Skipped(line.id, error.reason)
         kind: Kind = "unknown" if not line.labels else "single" if len(line.labels) == 1 else "multi"
         return ProductRecord(line.id, image, line.caption, line.labels, kind, line.urls[0])
 
     def settings(self) -> dict[str, Any]:
         digests = {split: _digest(self._path(split)) for split in SPLITS}
         raw = Path(self.raw).resolve().name
-        return {"source": self.name, "raw": raw, "max_megapixels": self.max_megapixels, "list_sha256": digests}
+        settings = {"source": self.name, "raw": raw, "max_megapixels": self.max_megapixels, "list_sha256": digests}
+        # Only when off, so that folders built before there was a choice stay up to date.
+        return settings if self.pictures else settings | {"pictures": False}

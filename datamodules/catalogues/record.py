@@ -18,7 +18,7 @@ class ProductRecord(NamedTuple):
     """
 
     id: str  # matches [A-Za-z0-9_.-]+
-    image: bytes  # encoded picture, bytes as found or rendered
+    image: bytes  # encoded picture, bytes as found or rendered; empty if the catalogue was told to read none
     caption: str
     labels: tuple[str, ...]
     kind: Kind

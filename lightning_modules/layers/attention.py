@@ -121,8 +121,23 @@ class PreNormBlock(nn.Module):
         self.up = nn.Linear(width, 4 * width)
         self.down = nn.Linear(4 * width, width)
 
-    def forward(self, x_BND: Tensor, mask_BN: Tensor) -> Tensor:
-        query, key, value = self.query_key_value(self.attention_norm(x_BND)).chunk(3, dim=-1)
+    def forward(self, x_BND: Tensor, mask_BN: Tensor, read_BK: Tensor | None = None) -> Tensor:
+        """The block's output at all positions, or at those of `read_BK` only, for the price of these."""
+        normed_BND = self.attention_norm(x_BND)
+        if read_BK is None:
+            query, key, value = self.query_key_value(normed_BND).chunk(3, dim=-1)
+        else:
+            width = x_BND.shape[-1]
+            weight, bias = self.query_key_value.weight, self.query_key_value.bias
+            query = F.linear(take(normed_BND, read_BK), weight[:width], bias[:width])
+            key, value = F.linear(normed_BND, weight[width:], bias[width:]).chunk(2, dim=-1)
+            x_BND = take(x_BND, read_BK)
         x_BND = x_BND + self.out(attend(query, key, value, mask_BN, self.heads, 0.0))
         hidden = self.up(self.mlp_norm(x_BND))
         return x_BND + self.down(hidden * torch.sigmoid(1.702 * hidden))
+
+
+def take(x_BND: Tensor, position_BK: Tensor) -> Tensor:
+    """The vectors at some positions of each sample."""
+    sample_B1 = torch.arange(len(x_BND), device=x_BND.device).unsqueeze(1)
+    return x_BND[sample_B1, position_BK]

@@ -45,7 +45,8 @@ def with_global(regions: Regions, pooling: GlobalPooling = "mean") -> Regions:
     else:
         real_BR1 = mask_BR.unsqueeze(-1).to(features_BRD.dtype)
         whole_B1D = (features_BRD * real_BR1).sum(1, keepdim=True) / real_BR1.sum(1, keepdim=True).clamp(min=1)
-    box_B15 = boxes_BR5.new_tensor([0.0, 0.0, 1.0, 1.0, 1.0]).expand(len(boxes_BR5), 1, 5)
+    box_B15 = boxes_BR5.new_ones(len(boxes_BR5), 1, 5)  # filled on the device: a list would be copied there each step
+    box_B15[..., :2] = 0
     return Regions(
         torch.cat([whole_B1D, features_BRD], 1),
         torch.cat([box_B15, boxes_BR5], 1),
@@ -68,13 +69,18 @@ class PrecomputedRegions(nn.Module):
                 "visual_input 'regions' needs region features, which these shards do not hold; "
                 "train on pixels instead (visual_input: grid, or SCALE=tiny or small) or add regions to the shards"
             )
-        width = batch.features_BRD.shape[-1]
-        if width != self.region_width:
-            raise ModelError(f"region features have width {width}, the model expects region_width {self.region_width}")
-        features_BRD = batch.features_BRD.float()
+        features_BRD = self.features(batch).float()
         if hidden_BR is not None:
             features_BRD = features_BRD.masked_fill(hidden_BR.unsqueeze(-1), 0.0)
         return Regions(features_BRD, batch.boxes_BR5, batch.region_mask_BR)
+
+    def features(self, batch: ProductBatch) -> Tensor:
+        """What MRM predicts: the features as they came, none hidden."""
+        assert batch.features_BRD is not None
+        width = batch.features_BRD.shape[-1]
+        if width != self.region_width:
+            raise ModelError(f"region features have width {width}, the model expects region_width {self.region_width}")
+        return batch.features_BRD
 
     @torch.no_grad()
     def mask(self, batch: ProductBatch) -> Tensor:
@@ -118,6 +124,10 @@ class GridRegions(nn.Module):
             pixels = pixels * (1 - nn.functional.interpolate(cells, size=pixels.shape[-2:], mode="nearest"))
         features_BRD = self.backbone(pixels.contiguous(memory_format=torch.channels_last)).flatten(2).transpose(1, 2)
         return Regions(features_BRD, self.boxes_R5.expand(len(pixels), -1, -1), self.mask(batch))
+
+    def features(self, batch: ProductBatch) -> Tensor:
+        """What MRM predicts: the cells' features with none hidden."""
+        return self(batch).features_BRD
 
     def mask(self, batch: ProductBatch) -> Tensor:
         """Every cell is real."""

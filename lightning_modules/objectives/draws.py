@@ -12,14 +12,21 @@ class Draws:
     """Uniform numbers for the rows of a global batch; each rank takes its own rows.
 
     Keyed by seed and step rather than by the state of a global generator, so that a resumed run draws what the
-    uninterrupted one would have drawn, and DDP draws what one process on the whole batch draws.
+    uninterrupted one would have drawn, and DDP draws what one process on the whole batch draws. Drawn on the host:
+    how many positions were chosen is then known without waiting for the device.
     """
 
-    def __init__(self, seed: int, step: int, device: torch.device) -> None:
+    def __init__(self, seed: int, step: int, device: torch.device | str) -> None:
         self.generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
-        self.device = device
+        self.device = torch.device(device)
 
     def uniform(self, rows: int, *shape: int) -> Tensor:
-        """U[0, 1) of shape (rows, *shape) for this rank's rows; every rank must ask for the same shapes in turn."""
+        """U[0, 1) of shape (rows, *shape) for this rank's rows, on the host; every rank asks for the same shapes."""
         everyone = torch.rand(rows * world_size(), *shape, generator=self.generator)
-        return everyone[rank() * rows : (rank() + 1) * rows].to(self.device, non_blocking=True)
+        return everyone[rank() * rows : (rank() + 1) * rows]
+
+    def send(self, host: Tensor) -> Tensor:
+        """The tensor on the device, without waiting for the copy."""
+        if self.device.type == "cuda":
+            host = host.pin_memory()  # from pageable memory the copy would make the host wait
+        return host.to(self.device, non_blocking=True)

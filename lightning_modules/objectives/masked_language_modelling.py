@@ -10,23 +10,26 @@ from torch import Tensor, nn
 
 from lightning_modules.distributed import mean_over_ranks
 from lightning_modules.layers.attention import NORM_EPS
+from lightning_modules.objectives.chosen import Chosen, chosen
 from lightning_modules.objectives.draws import Draws
 
 NOT_MASKED = -1
 
 
 class MaskedTokens(NamedTuple):
-    """Tokens with some replaced, and the original ids to predict (−1 = not predicted)."""
+    """Tokens with some replaced, the original ids to predict (−1 = not predicted), and where those may stand."""
 
     tokens_BT: Tensor
     targets_BT: Tensor
+    chosen: Chosen
 
 
 class MaskedLanguageModelling(nn.Module):
     """BERT's cloze task on the text output, averaged over all masked tokens of the global batch.
 
     Head: Linear back to the stream width, BERT's transform (Linear, GELU, LayerNorm), and a decoder tied to the word
-    embeddings. It runs on the masked positions only: about 15 % of the logits of a full-length head.
+    embeddings. It runs on the positions it is given, which are the chosen ones: about 15 % of the logits of a
+    full-length head.
     Source: BERT (arXiv 1810.04805) §3.1; CAPTURE §4.3 and its released `cls` head.
 
     Args:
@@ -52,20 +55,27 @@ class MaskedLanguageModelling(nn.Module):
     def mask(self, tokens_BT: Tensor, token_mask_BT: Tensor, draws: Draws) -> MaskedTokens:
         """Choose and replace tokens; [CLS], [SEP] and padding are never chosen."""
         batch, length = tokens_BT.shape
-        chosen, fate, other = draws.uniform(batch, 3, length).unbind(1)
+        uniform_B3T = draws.uniform(batch, 3, length)
+        choice_BT, fate_BT, other_BT = draws.send(uniform_B3T).unbind(1)
         last_B1 = token_mask_BT.sum(1, keepdim=True) - 1  # position of [SEP]
         position_T = torch.arange(length, device=tokens_BT.device)
         maskable = token_mask_BT & (position_T > 0) & (position_T < last_B1)
-        predicted = maskable & (chosen < self.mask_prob)
-        replaced = torch.where(predicted & (fate < 0.8), self.mask_token_id, tokens_BT)
-        random_tokens = (other * self.vocab_size).long()
-        replaced = torch.where(predicted & (fate >= 0.8) & (fate < 0.9), random_tokens, replaced)
-        return MaskedTokens(replaced, torch.where(predicted, tokens_BT, NOT_MASKED))
+        predicted = maskable & (choice_BT < self.mask_prob)
+        replaced = torch.where(predicted & (fate_BT < 0.8), self.mask_token_id, tokens_BT)
+        random_tokens = (other_BT * self.vocab_size).long()
+        replaced = torch.where(predicted & (fate_BT >= 0.8) & (fate_BT < 0.9), random_tokens, replaced)
+        targets = torch.where(predicted, tokens_BT, NOT_MASKED)
+        return MaskedTokens(replaced, targets, chosen(uniform_B3T[:, 0] < self.mask_prob, draws))
 
-    def forward(self, outputs_BTD: Tensor, targets_BT: Tensor, word_VD: Tensor) -> Tensor:
-        """Cross-entropy, averaged over the masked tokens of all ranks (0 where there are none)."""
-        predicted_BT = targets_BT != NOT_MASKED
-        hidden_MD = self.norm(F.gelu(self.transform(self.back(outputs_BTD[predicted_BT]))))
-        logits_MV = F.linear(hidden_MD, word_VD, self.bias)
-        total = F.cross_entropy(logits_MV.float(), targets_BT[predicted_BT], reduction="sum")
-        return mean_over_ranks(total, predicted_BT.sum())
+    def forward(self, outputs_MD: Tensor, targets_M: Tensor, word_VD: Tensor) -> Tensor:
+        """Cross-entropy, averaged over the masked tokens of all ranks (0 where there are none).
+
+        Inputs:
+            outputs_MD: Text outputs at any positions, in any shape (..., D).
+            targets_M: Their original tokens, −1 where none is to be predicted.
+            word_VD: The word embeddings.
+        """
+        hidden_MD = self.norm(F.gelu(self.transform(self.back(outputs_MD))))
+        logits_MV = F.linear(hidden_MD, word_VD, self.bias).float()
+        total = F.cross_entropy(logits_MV.flatten(0, -2), targets_M.flatten(), ignore_index=NOT_MASKED, reduction="sum")
+        return mean_over_ranks(total, (targets_M != NOT_MASKED).sum())

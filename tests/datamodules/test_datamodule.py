@@ -13,7 +13,6 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
 from datamodules import DataError, InputSpec, Product1M
-from datamodules.regions import Regions
 from datamodules.write_shards import build
 from tests.datamodules.recording import Recording, recorded
 from tests.datamodules.tiny_catalogue import TinyCatalogue, tiny_regions
@@ -283,15 +282,9 @@ def test_too_many_regions_name_key_file_and_id_also_from_a_worker(regions_folder
     assert "\n" not in message, "no worker's traceback around it"
 
 
-def _nan_regions(record: Any) -> Regions:
-    regions = tiny_regions(record)
-    regions.features_RD[1, 2] = float("nan")
-    return regions
-
-
-def test_features_that_are_not_numbers_are_refused(tmp_path: Path) -> None:
-    build(TinyCatalogue(COUNTS), tmp_path, vocab_size=60, progress=False, pictures=False, regions=_nan_regions)
-    data = _data(tmp_path, REGIONS)
-    data.setup("fit")
-    with pytest.raises(DataError, match=r"000000\.tar, sample 'train\.\d+', \.regions\.npz: 'features' holds NaN"):
-        _rows(data.train_dataloader())
+@pytest.mark.parametrize("key", ["vocab_size", "mask_token_id"])
+def test_a_tokenizer_that_is_not_the_models_is_refused(folder: Path, key: str) -> None:
+    right = {"vocab_size": _data(folder).vocab_size, "mask_token_id": 4}
+    _data(folder, GRID._replace(**right)).setup("test")
+    with pytest.raises(DataError, match=f"{key} {right[key]}, the model {right[key] + 1}: .*model.tokenizer"):
+        _data(folder, GRID._replace(**{**right, key: right[key] + 1})).setup("test")

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments import config
+from experiments import config, schema
 from experiments.errors import UsageError
 
 TREES = st.recursive(
@@ -96,10 +96,20 @@ def test_every_file_composes_with_every_other(tmp_path: Path, experiment: str, d
     assert composed.data.overlay == config.overlays("data")[data]
 
 
-def test_paper_scale_on_product1m_is_the_constructor_default(tmp_path: Path) -> None:
+def test_paper_scale_on_product1m_is_the_constructor_default_from_bert(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "product1m", "product1m", tokenizer=None)
     composed = config.compose("capture", str(folder), "paper", None, [])
-    assert set(composed.config["model"]["init_args"]) <= {"visual_input"}
+    arguments = composed.config["model"]["init_args"]
+    known = schema.signature(composed.config["model"]["class_path"])
+    assert {key for key, value in arguments.items() if value != known[key].default} == {"text_weights"}
+    steps = composed.config["trainer"]["max_steps"] * composed.config["data"]["init_args"]["batch_size"]
+    assert steps == pytest.approx(10 * 1_132_830, rel=1e-3)  # ten passes
+
+
+@pytest.mark.parametrize("scale", ["small", "tiny"])
+def test_what_starts_from_scratch_wants_no_bert(tmp_path: Path, scale: str) -> None:
+    folder = write_folder(tmp_path / "product1m", "product1m", tokenizer=None)
+    assert config.compose("capture", str(folder), scale, None, []).config["model"]["init_args"]["text_weights"] is None
 
 
 @pytest.mark.parametrize(

@@ -173,7 +173,7 @@ def test_a_run_stopped_in_its_second_interval_ends_with_the_same_weights(
 ) -> None:
     import torch
 
-    from experiments.progress import Throughput
+    from lightning_modules.callbacks.throughput import Throughput
 
     monkeypatch.setenv("WANDB_MODE", "disabled")
     start = Throughput.on_train_batch_start

@@ -114,6 +114,27 @@ def test_a_table_file_finds_its_runs(tmp_path: Path, shards: Path, run: Path, mo
     assert "1 run(s) missing" in text
 
 
+def test_rows_are_compared_with_the_base_row_by_seed_and_query(tmp_path: Path) -> None:
+    def row(label: str, seeds: list[int], first: int) -> table.Row:
+        runs = [table.open_run(write_run(tmp_path / label, first + seed)) for seed in seeds]
+        records = [{**table.read_metrics(run), "seed": seed} for run, seed in zip(runs, seeds, strict=True)]
+        return table.Row(label, runs, records)
+
+    base, other = row("full", [0, 1], 0), row("less", [1, 0], 10)
+    text = table._comparison([base, other], base)
+    expected = []
+    for seed in (0, 1):
+        scores = []
+        for label, first in (("full", 0), ("less", 10)):
+            with np.load(tmp_path / label / f"capture-tiny-{first + seed}-0" / "rankings" / "test.npz") as stored:
+                scores.append(stored["mAP@10"][np.argsort(stored["query_ids"])])
+        expected.append(scores)
+    interval = paired_bootstrap(*np.stack(expected, 1), samples=table.BOOTSTRAP_SAMPLES)
+    assert cells(text, "less")[2] == "{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval)
+    assert cells(text, "full")[2] == ""
+    assert cells(text, "less")[-1] == "–"  # no run has the caption alone
+
+
 @pytest.mark.parametrize("wrong", ["lable: x", "rows: [{lable: x}]"])
 def test_a_misspelt_key_of_a_table_file_is_answered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str

@@ -92,7 +92,9 @@ def test_below_one_a_masked_copy_of_the_share_is_fused_and_the_contrast_reads_ev
 
 
 @pytest.mark.parametrize("objectives", [["clr"], ["mlm", "mrm"]])
-def test_without_the_contrast_or_without_both_masked_objectives_one_pass_reads_every_sample(objectives: list[str]) -> None:
+def test_without_the_contrast_or_without_both_masked_objectives_one_pass_reads_every_sample(
+    objectives: list[str],
+) -> None:
     model = tiny_capture(visual_input="grid", objectives=objectives, fused_share=0.5)
     read: list[int] = []
     model.network.text_embedding.register_forward_hook(lambda module, args, out: read.append(len(out)))

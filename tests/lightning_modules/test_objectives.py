@@ -6,12 +6,15 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
+from lightning_modules.objectives.chosen import chosen
 from lightning_modules.objectives.cross_modal_contrast import CrossModalContrast
 from lightning_modules.objectives.draws import Draws
 from lightning_modules.objectives.masked_language_modelling import NOT_MASKED, MaskedLanguageModelling
-from lightning_modules.objectives.masked_region_modelling import MaskedRegionModelling
+from lightning_modules.objectives.masked_region_modelling import MaskedRegionModelling, region_moments
 
 CPU = torch.device("cpu")
 
@@ -98,22 +101,41 @@ def test_masked_losses_equal_full_length_heads_and_are_zero_without_masks() -> N
 
     mrm = MaskedRegionModelling(6, 8, 4)
     image, features = torch.randn(3, 5, 6), torch.randn(3, 5, 4)
-    real = torch.ones(3, 5, dtype=torch.bool)
     predicted = torch.zeros(3, 5, dtype=torch.bool)
-    assert mrm(image, features, predicted, real).loss.item() == 0
+    assert mrm(image, features, predicted).item() == 0
     predicted[1, 2] = predicted[0, 0] = True
     guess = mrm.decoder(mrm.norm(torch.nn.functional.gelu(mrm.transform(mrm.back(image)))))
     expected = (guess - features)[predicted].square().mean()
-    torch.testing.assert_close(mrm(image, features, predicted, real).loss, expected)
+    torch.testing.assert_close(mrm(image, features, predicted), expected)
 
 
 def test_standardised_target_does_not_reward_shrinking_features() -> None:
     """Scaling and shifting the target changes nothing: the loss cannot be lowered by collapsing."""
     torch.manual_seed(0)
-    mrm = MaskedRegionModelling(6, 8, 4, standardise=True)
+    mrm = MaskedRegionModelling(6, 8, 4)
     image, features = torch.randn(30, 5, 6), torch.randn(30, 5, 4)
     real = torch.ones(30, 5, dtype=torch.bool)
-    full = mrm(image, features, real, real)
-    shrunk = mrm(image, features * 0.1 + 3, real, real)
-    torch.testing.assert_close(full.loss, shrunk.loss, rtol=1e-3, atol=1e-3)
-    assert shrunk.target_variance.item() == pytest.approx(full.target_variance.item() * 0.01, rel=1e-3)
+    shrunk = features * 0.1 + 3
+    full, less = (mrm(image, x, real, region_moments(x, real)) for x in (features, shrunk))
+    torch.testing.assert_close(full, less, rtol=1e-3, atol=1e-3)
+    variance, smaller = (region_moments(x, real).variance_D.mean().item() for x in (features, shrunk))
+    assert smaller == pytest.approx(variance * 0.01, rel=1e-3)
+
+
+@given(
+    rows=st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=6),
+)
+def test_chosen_positions_are_those_of_the_boolean_index(rows: list[list[bool]]) -> None:
+    choice = torch.tensor(rows)
+    found = chosen(choice, Draws(0, 0, CPU))
+    values = torch.rand(len(rows), 5)
+    assert torch.equal(values.flatten()[found.in_batch_M], values[choice])
+    assert torch.equal(values.gather(1, found.position_BK).flatten()[found.in_grid_M], values[choice])
+    assert found.position_BK.shape[1] == max(1, int(choice.sum(1).max()))
+
+
+def test_moments_are_of_the_real_regions_only() -> None:
+    features, real = torch.randn(4, 6, 3), torch.rand(4, 6, generator=torch.Generator().manual_seed(0)) < 0.5
+    mean, variance = region_moments(features, real)
+    torch.testing.assert_close(mean, features[real].mean(0))
+    torch.testing.assert_close(variance, features[real].var(0, correction=0))

@@ -42,8 +42,8 @@ def test_outputs_equal_the_authors(path: Path) -> None:
         losses = {
             "loss_mlm": model.mlm(fused.text_BTD, inputs["mlm_labels"], model.network.text_embedding.word.weight),
             "loss_mrm": model.mrm(
-                fused.image_BRD[:, 1:], inputs["mrm_targets"], inputs["mrm_labels"] == 1, region_mask[:, 1:]
-            ).loss,
+                fused.image_BRD[:, 1:], inputs["mrm_targets"], (inputs["mrm_labels"] == 1) & region_mask[:, 1:]
+            ),
             "loss_clr": model.clr(streams.pooled_image_BD, streams.pooled_text_BD),
         }
     vectors = {

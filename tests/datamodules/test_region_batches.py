@@ -1,0 +1,175 @@
+"""Regions on their way into a batch: a wrong setting stops the run, a damaged sample is skipped in training only."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from datamodules import DataError, InputSpec, Product1M
+from datamodules.manifest import file_sha256
+from datamodules.verify import verify
+from datamodules.write_shards import build
+from tests.datamodules.tiny_catalogue import TinyCatalogue, tiny_regions
+
+SPEC = InputSpec(visual_input="regions", region_width=8, num_regions=4, text_length=10)
+COUNTS = {"train": 24, "val": 5, "test": 7, "gallery": 6}
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("regions")
+    build(TinyCatalogue(COUNTS, size_px=8), folder, vocab_size=60, progress=False, pictures=False, regions=tiny_regions)
+    return folder
+
+
+def _with(sound: Path, folder: Path, split: str, changes: dict[str, Any] | bytes) -> Path:
+    """A copy in which the regions of a split's third sample are others; the manifest agrees with the bytes."""
+    shutil.copytree(sound, folder)
+    path = folder / f"{split}-000000.tar"
+    with tarfile.open(path) as tar:
+        members = [(member.name, tar.extractfile(member).read()) for member in tar]  # type: ignore[union-attr]
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in members:
+            if name == "000000002.regions.npz":
+                data = changes if isinstance(changes, bytes) else _changed(data, changes)
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    shard = manifest["splits"][split]["shards"][0]
+    shard["sha256"], shard["bytes"] = file_sha256(path), path.stat().st_size
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def _changed(data: bytes, changes: dict[str, Any]) -> bytes:
+    with np.load(io.BytesIO(data)) as arrays:
+        content = {name: arrays[name] for name in arrays} | changes
+    buffer = io.BytesIO()
+    np.savez(buffer, **content)
+    return buffer.getvalue()
+
+
+def _features(value: float, dtype: Any = np.float16) -> np.ndarray:
+    features = np.ones((3, 8), dtype)
+    features[1, 2] = value
+    return features
+
+
+def _boxes(*first: float) -> np.ndarray:
+    return np.array([first, (0, 0, 20, 20), (0, 0, 40, 40)], np.float32)
+
+
+DAMAGED = {
+    "nan": ({"features": _features(np.nan)}, "non_finite_regions", "'features' of region 1 hold NaN"),
+    "inf": ({"features": _features(-np.inf)}, "non_finite_regions", "'features' of region 1 hold NaN"),
+    "beyond float16": ({"features": _features(7e4, np.float32)}, "non_finite_regions", "beyond ±65504"),
+    "nan box": ({"boxes": _boxes(0, np.nan, 9, 9)}, "non_finite_regions", "'boxes' row 0"),
+    "outside": ({"boxes": _boxes(0, 0, 9, 99)}, "misplaced_boxes", "outside the picture of 40 × 40 px"),
+    "inverted": ({"boxes": _boxes(9, 0, 0, 9)}, "misplaced_boxes", "inverted"),
+    "size 0": ({"size": np.array([0, 40])}, "malformed_regions", "'size' is 0 × 40"),
+    "rows": ({"boxes": _boxes(0, 0, 9, 9)[:2]}, "malformed_regions", "differ in R"),
+    "torn": (b"PK\x03\x04", "malformed_regions", "not readable"),
+}
+
+
+def _data(folder: Path, **options: Any) -> Product1M:
+    data = Product1M(str(folder), **{"batch_size": 4, "eval_batch_size": 4, "num_workers": 0, **options})
+    data.use_input_spec(SPEC)
+    return data
+
+
+@pytest.mark.parametrize(("changes", "reason", "message"), DAMAGED.values(), ids=DAMAGED)
+def test_damage_is_skipped_in_training_fatal_in_evaluation_and_found_by_verify(
+    changes: Any, reason: str, message: str, sound: Path, tmp_path: Path
+) -> None:
+    data = _data(_with(sound, tmp_path / "train", "train", changes), batch_size=23, steps_per_epoch=2)
+    data.setup("fit")
+    batches = list(data.train_dataloader())
+    rows = {row for batch in batches for row in batch.index_B.tolist()}
+    assert data.skipped[reason] >= 1
+    assert rows == set(range(24)) - {2}
+    for batch in batches:
+        assert np.isfinite(batch.features_BRD.numpy()).all()
+        assert (batch.features_BRD[:, 3] == 0).all(), "the skipped sample left nothing behind"
+
+    folder = _with(sound, tmp_path / "val", "val", changes)
+    evaluation = _data(folder)
+    evaluation.setup("validate")
+    with pytest.raises(DataError) as caught:
+        list(evaluation.val_dataloader()[0])
+    assert f"{folder / 'val-000000.tar'}, sample 'val.2': .regions.npz: " in str(caught.value)
+    assert message in str(caught.value)
+    assert "build again" in str(caught.value)
+
+    (problem,) = (problem for problem in verify(folder) if "regions.npz" in problem)
+    assert problem.startswith(f"{folder / 'val-000000.tar'}, sample 'val.2': .regions.npz: {reason}: ")
+    assert message in problem
+
+
+@pytest.mark.parametrize(
+    ("changes", "told", "found"),
+    [
+        ({"features": np.ones((3, 9), np.float16)}, "features are 9 wide, the model takes region_width=8", "9 wide"),
+        (
+            {"features": np.ones((5, 8), np.float16), "boxes": np.tile(_boxes(0, 0, 9, 9)[:1], (5, 1))}
+            | {"scores": np.ones(5)},
+            "5 boxes, the model takes num_regions=4",
+            "5 regions, the manifest says 3 at most",
+        ),
+    ],
+)
+def test_a_wrong_width_or_number_stops_training_too(
+    changes: dict[str, Any], told: str, found: str, sound: Path, tmp_path: Path
+) -> None:
+    folder = _with(sound, tmp_path / "train", "train", changes)
+    data = _data(folder, batch_size=24)
+    data.setup("fit")
+    with pytest.raises(DataError, match=rf"train-000000\.tar, sample 'train\.\d+', \.regions\.npz: {told}"):
+        list(data.train_dataloader())
+    assert any(found in problem and "build again" in problem for problem in verify(folder))
+
+
+def _spoilt(changes: dict[str, Callable[[Any], Any]]) -> Callable[[Any], Any]:
+    def regions(record: Any) -> Any:
+        found = tiny_regions(record)
+        return changes[record.id](found) if record.id in changes else found
+
+    return regions
+
+
+def test_a_build_skips_and_counts_what_a_batch_would_refuse(tmp_path: Path) -> None:
+    changes = {
+        "train.1": lambda regions: regions._replace(features_RD=_features(np.nan)),
+        "train.2": lambda regions: regions._replace(features_RD=_features(1e6, np.float32)),
+        "train.3": lambda regions: regions._replace(boxes_R4=_boxes(9, 9, 0, 0)),
+        "train.4": lambda regions: regions._replace(size_hw=(0, 0)),
+        "train.5": lambda regions: None,
+    }
+    options: dict[str, Any] = {"vocab_size": 60, "progress": False, "pictures": False}
+    manifest = build(TinyCatalogue(COUNTS), tmp_path, regions=_spoilt(changes), **options)
+    assert manifest["splits"]["train"]["skipped"] == {
+        "malformed_regions": 1, "misplaced_boxes": 1, "missing_regions": 1, "non_finite_regions": 2,
+    }  # fmt: skip
+    assert verify(tmp_path) == []
+
+
+@pytest.mark.parametrize("shard_size", [6, 24])
+def test_features_of_two_widths_are_refused(shard_size: int, tmp_path: Path) -> None:
+    def wider(regions: Any) -> Any:
+        return regions._replace(features_RD=np.ones((3, 9), np.float16))
+
+    spoilt = _spoilt({"val.1": wider, "train.7": wider})
+    with pytest.raises(DataError, match=r"are (8|9) wide, those before it (8|9)"):
+        build(
+            TinyCatalogue(COUNTS), tmp_path, shard_size=shard_size, vocab_size=60, progress=False, pictures=False,
+            regions=spoilt,
+        )  # fmt: skip
