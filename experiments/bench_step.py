@@ -6,6 +6,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from statistics import median
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -28,6 +29,8 @@ from lightning_modules.optim import adamw
 
 PARTS = ("attention", "heads", "last layer", "optimiser")  # what a plain implementation does otherwise
 BATCH_SIZE = 64
+PARTS_BATCH_SIZE = 16  # on a CPU, where seven variants of a batch of 64 take half an hour
+TOGETHER = 3  # processes that take turns on a CPU; each keeps weights and optimiser state, about 3 GB
 CUDA_BATCH_SIZES = (128, 256, 512, 1024, 2048)
 
 
@@ -40,6 +43,16 @@ class Variant(NamedTuple):
     batch_size: int = BATCH_SIZE
     compile: bool = False
     recompute: bool = False
+
+
+class Turn(NamedTuple):
+    """What one measurement in a variant's process found."""
+
+    seconds: float  # of a step
+    samples_per_s: float
+    product_rate: float  # FLOP/s of a large matrix product just after it
+    flops_per_sample: float
+    peak_mb: float
 
 
 PLAIN = Variant("plain, fp32", PARTS)
@@ -63,40 +76,91 @@ def bench_step() -> list[dict[str, Any]]:
 
 def bench_parts() -> list[dict[str, Any]]:
     """What each measure buys: ours with one of them left out, or one of the optional ones added."""
-    left_out = [OURS._replace(name=f"without: {part}", plain=(part,)) for part in PARTS]
-    added = [OURS._replace(name="compiled", compile=True), OURS._replace(name="recomputed layers", recompute=True)]
-    return compare([OURS, *left_out, *added])
+    ours = OURS if torch.cuda.is_available() else OURS._replace(batch_size=PARTS_BATCH_SIZE)
+    left_out = [ours._replace(name=f"without: {part}", plain=(part,)) for part in PARTS]
+    added = [ours._replace(name="compiled", compile=True), ours._replace(name="recomputed layers", recompute=True)]
+    return compare([ours, *left_out, *added], rounds=6)
 
 
-def compare(variants: Sequence[Variant], steps: int = 3, **model_arguments: Any) -> list[dict[str, Any]]:
+def compare(variants: Sequence[Variant], rounds: int = 4, **model_arguments: Any) -> list[dict[str, Any]]:
     """Time a step of each variant in a process of its own, so that its peak memory is its own.
 
+    On a CPU a few variants, the first always among them, take turns step by step, and `speedup` is the median over
+    turns: on a shared machine the pace changes by a third within minutes, which would else be taken for a difference.
+    A GPU is measured one variant after another, each turn the mean of several steps.
+
     Args:
-        steps: Timed steps of which the fastest counts (CPU), or of which the mean counts (GPU).
+        rounds: Timed steps of each variant (CPU), or tens of them (GPU).
         model_arguments: Of CAPTURE; default the published setting.
 
-    Returns: rows {"name", "step_s", "samples_per_s", "speedup" over the first in samples/s, "mfu", "peak_mb"}; mfu:
-        operations the model needs (ours, without recomputation) over what a large matrix product of the same type did
-        in the same process.
+    Returns: rows {"name", "step_s" (fastest), "samples_per_s", "speedup" in samples/s over the first variant in the
+        same turn, "mfu", "peak_mb", "product_gflops"}; mfu: operations the model needs (ours, without recomputation)
+        over the last column, the best that a large matrix product of the same type did in any turn.
     """
-    rows: list[dict[str, Any]] = []
+    found: list[tuple[Variant, list[Turn | None], list[Turn | None]]] = []  # with the first variant's in the same turns
+    if torch.cuda.is_available():
+        for variant in variants:
+            own = _take_turns([variant], rounds, model_arguments)[0]
+            found.append((variant, own, found[0][1] if found else own))
+    else:
+        for start in range(1, len(variants), TOGETHER - 1):
+            group = [variants[0], *variants[start : start + TOGETHER - 1]]
+            turns = _take_turns(group, rounds, model_arguments)
+            found += [(variant, own, turns[0]) for variant, own in zip(group, turns, strict=True)][bool(found) :]
+    rates: dict[torch.dtype | None, float] = {}
+    for variant, own, _ in found:
+        rates[variant.dtype] = max([rates.get(variant.dtype, 0.0), *(turn.product_rate for turn in own if turn)])
+    return [_row(variant, own, first, rates[variant.dtype]) for variant, own, first in found]
+
+
+def _take_turns(variants: Sequence[Variant], rounds: int, model_arguments: dict[str, Any]) -> list[list[Turn | None]]:
+    """The turns of each variant; the first of all is a warm-up and left out."""
     context = multiprocessing.get_context("spawn")
+    pipes, processes = [], []
     for variant in variants:
-        with context.Pool(1) as pool:  # a fresh process
-            row = pool.apply(_measure, (variant, steps, model_arguments))
-        rows.append({"name": variant.name} | row)
-    first = rows[0].get("samples_per_s")
-    for row in rows:
-        row["speedup"] = row["samples_per_s"] / first if first and "samples_per_s" in row else None
-    return rows
+        here, there = context.Pipe()
+        process = context.Process(target=_serve, args=(there, variant, model_arguments), daemon=True)
+        process.start()
+        there.close()  # so that a process that dies is noticed
+        pipes.append(here)
+        processes.append(process)
+    found: list[list[Any]] = [[] for _ in variants]
+    for number in range(1 + rounds):
+        for answers, pipe in zip(found, pipes, strict=True):
+            pipe.send(number)
+            answers.append(pipe.recv())
+    for pipe, process in zip(pipes, processes, strict=True):
+        pipe.send(None)
+        process.join()
+    return [answers[1:] for answers in found]
 
 
-def _measure(variant: Variant, steps: int, model_arguments: dict[str, Any]) -> dict[str, Any]:
+def _row(variant: Variant, turns: list[Turn | None], first: list[Turn | None], rate: float) -> dict[str, Any]:
+    done = [turn for turn in turns if turn is not None]
+    if not done:
+        return {"name": variant.name, "note": "does not fit"}
+    seconds = min(turn.seconds for turn in done)
+    samples_per_s = variant.batch_size / seconds
+    row = {
+        "name": variant.name,
+        "step_s": seconds,
+        "samples_per_s": samples_per_s,
+        "mfu": samples_per_s * done[0].flops_per_sample / rate,
+        "peak_mb": max(turn.peak_mb for turn in done),
+        "product_gflops": rate / 1e9,
+    }
+    pairs = [(base, own) for base, own in zip(first, turns, strict=True) if base and own]
+    if pairs:
+        row["speedup"] = median(own.samples_per_s / base.samples_per_s for base, own in pairs)
+    return row
+
+
+def _serve(pipe: Any, variant: Variant, model_arguments: dict[str, Any]) -> None:
+    """Build a variant, then answer each number with a `Turn` (None: out of memory), until None is sent."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     model = CAPTURE(**model_arguments).to(device)
     model.setup("fit")  # counts the operations
-    rate = matrix_product_rate(device, variant.dtype or torch.float32)
     Speed(compile=variant.compile, recompute=variant.recompute).apply(model)
     vocabulary = min(21128, model.hparams["vocab_size"])
     batch = example_batch(model.input_spec(), device, variant.batch_size, vocab_size=vocabulary)
@@ -104,50 +168,40 @@ def _measure(variant: Variant, steps: int, model_arguments: dict[str, Any]) -> d
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, foreach=False, fused=False)
     else:
         optimizer = adamw([{"params": list(model.parameters())}], (0.9, 0.999), 1e-6)
+    dtype = variant.dtype
 
     def step(number: int) -> None:
-        dtype = variant.dtype
         with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
             losses = model.losses(batch, Draws(0, number, device))
-        optimizer.zero_grad(set_to_none=True)
         torch.stack([value for key, value in losses.items() if not key.startswith("_")]).sum().backward()
         optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    try:
-        with _without(variant.plain):
-            seconds = _timed(step, steps, device)
-    except torch.OutOfMemoryError:
-        return {"note": "does not fit"}
-    samples_per_s = variant.batch_size / seconds
-    return {
-        "step_s": seconds,
-        "samples_per_s": samples_per_s,
-        "mfu": samples_per_s * model.flops_per_sample / rate,
-        "peak_mb": peak_memory_mb(),
-    }
+    steps = 10 if device.type == "cuda" else 1
+    with _without(variant.plain):
+        while True:
+            number = pipe.recv()
+            if number is None:
+                return
+            try:
+                seconds = _seconds(step, range(number * steps, (number + 1) * steps), device)
+                peak_mb = peak_memory_mb()  # before the matrix product
+                rate = matrix_product_rate(device, dtype or torch.float32)
+                pipe.send(Turn(seconds, variant.batch_size / seconds, rate, model.flops_per_sample, peak_mb))
+            except torch.OutOfMemoryError:
+                pipe.send(None)
 
 
-def _timed(step: Callable[[int], None], steps: int, device: torch.device) -> float:
-    """Seconds of a step; allocations, compilation and the choice of kernels stay outside the clock."""
-    warm_up = 4 if device.type == "cuda" else 2
-    for number in range(warm_up):
-        step(number)
-    if device.type != "cuda":
-        return min(_seconds(step, warm_up + number) for number in range(steps))
-    torch.cuda.synchronize()
+def _seconds(step: Callable[[int], None], numbers: range, device: torch.device) -> float:
+    """Of one step, on average; the first round of steps (compilation, allocations) is not used by the caller."""
     start = time.perf_counter()
-    for number in range(warm_up, warm_up + 10 * steps):
+    for number in numbers:
         step(number)
-    torch.cuda.synchronize()
-    return (time.perf_counter() - start) / (10 * steps)
-
-
-def _seconds(step: Callable[[int], None], number: int) -> float:
-    start = time.perf_counter()
-    step(number)
-    return time.perf_counter() - start
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / len(numbers)
 
 
 # ---- the plain implementation ------------------------------------------------------------------------------------

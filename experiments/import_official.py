@@ -26,8 +26,8 @@ def import_official(
         out: The run folder; must not exist or be empty.
 
     Raises:
-        UsageError: a file is missing or unreadable, the model is unknown, or `out` is taken.
-        ModelError: the checkpoint does not fit; nothing is written.
+        UsageError: a file is missing or unreadable, the model is unknown, `out` is taken, or the checkpoint does not
+            fit: a key is missing or unknown, or sizes contradict each other. Nothing is written then.
     """
     if model not in MODELS:
         raise UsageError(f"--model {model!r} is unknown: {nearest(model, MODELS)}")
@@ -37,10 +37,13 @@ def import_official(
     state = _state_dict(checkpoint)
 
     from lightning_modules import CAPTURE
+    from lightning_modules.errors import ModelError
     from lightning_modules.official_weights import translate
 
     try:
         imported = CAPTURE.from_official(state, *configurations)
+    except ModelError as problem:
+        raise UsageError(f"{checkpoint}: {problem}; is it a checkpoint of --model {model}?") from None
     except KeyError as problem:
         raise UsageError(f"{config} and {cross_config} lack {problem}, which the head counts come from") from None
     run = RunFolder(out)

@@ -34,7 +34,7 @@ from lightning_modules.objectives.cross_modal_contrast import CrossModalContrast
 from lightning_modules.objectives.draws import Draws
 from lightning_modules.objectives.masked_language_modelling import MaskedLanguageModelling
 from lightning_modules.objectives.masked_region_modelling import MaskedRegionModelling, region_moments
-from lightning_modules.official_weights import capture_arguments, translate
+from lightning_modules.official_weights import capture_arguments, official_name, translate
 from lightning_modules.retrieval_module import RetrievalModule
 
 OBJECTIVES = ("mlm", "mrm", "clr")
@@ -352,7 +352,11 @@ class CAPTURE(RetrievalModule):
         except RuntimeError as problem:  # sizes that contradict each other
             raise ModelError(f"official checkpoint: {str(problem).splitlines()[1].strip()}") from None
         if missing or unexpected:
-            raise ModelError(f"official checkpoint: missing {missing[:3]}, unexpected {unexpected[:3]}")
+            names = [official_name(name) for name in (missing or unexpected)]
+            raise ModelError(
+                f"official checkpoint: {'missing' if missing else 'unexpected'} key {names[0]!r}"
+                + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+            )
         return model.eval()
 
     def input_spec(self) -> InputSpec:

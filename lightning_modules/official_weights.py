@@ -98,6 +98,20 @@ def _rename(key: str) -> str | None:
     return None
 
 
+def official_name(name: str) -> str:
+    """The released name of one of our weights, for messages; of a stacked query, key and value the first."""
+    for theirs, ours in _SINGLE.items():
+        if name == ours or name.startswith(f"{ours}."):
+            return theirs + name[len(ours) :]
+    for stem, (ours_stem, inner) in _STEMS.items():
+        found = re.fullmatch(rf"{re.escape(ours_stem)}\.(\d+)\.(.+)", name)
+        for theirs, ours in inner.items() if found else ():
+            ours = ours.partition("[")[0]
+            if found and found[2].startswith(ours):
+                return f"{stem}.{found[1]}.{theirs}{found[2][len(ours) :]}"
+    return name
+
+
 def translate(state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """Our names and tensors for a released state dict, and the keys it holds that nothing reads.
 
@@ -136,6 +150,11 @@ def capture_arguments(state: dict[str, Tensor], config: dict[str, Any], cross_co
     (`cross_config.num_hidden_layers`); only head counts, which no tensor shows, come from the configurations.
     """
 
+    def tensor(key: str) -> Tensor:
+        if key not in state:
+            raise ModelError(f"official checkpoint: key {official_name(key)!r} is missing")
+        return state[key]
+
     def depth(stem: str) -> int:
         found = {int(key[len(stem) + 1 :].split(".")[0]) for key in state if key.startswith(stem + ".")}
         return max(found, default=-1) + 1
@@ -143,13 +162,13 @@ def capture_arguments(state: dict[str, Tensor], config: dict[str, Any], cross_co
     def rows(key: str, otherwise: int) -> int:
         return state[key].shape[0] if key in state else otherwise
 
-    width = state["network.text_embedding.word.weight"].shape[1]
+    vocab_size, width = tensor("network.text_embedding.word.weight").shape
     return {
-        "vocab_size": rows("network.text_embedding.word.weight", 0),
-        "region_width": state["network.region_embedding.feature.weight"].shape[1],
+        "vocab_size": vocab_size,
+        "region_width": tensor("network.region_embedding.feature.weight").shape[1],
         "width": width,
-        "output_width": rows("network.text_pooler.weight", 0),
-        "max_positions": rows("network.text_embedding.position.weight", 0),
+        "output_width": tensor("network.text_pooler.weight").shape[0],
+        "max_positions": tensor("network.text_embedding.position.weight").shape[0],
         "text_layers": depth("network.text_layers"),
         "image_layers": depth("network.image_layers"),
         "cross_layers": depth("network.cross_layers"),

@@ -104,3 +104,38 @@ def test_bad_input_is_one_line(files: dict[str, Path], tmp_path: Path, capsys: p
         assert message in error
         assert len(error.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"bert.embeddings.word_embeddings.weight": None}, "key 'bert.embeddings.word_embeddings.weight' is missing"),
+        ({"cls.t_fc.weight": None, "cls.t_fc.bias": None}, "missing key 'cls.t_fc.weight' and 1 more"),
+        ({"bert.encoder.layer.1.output.dense.bias": None}, "missing key 'bert.encoder.layer.1.output.dense.bias'"),
+        ({"bert.encoder.layer.1.attention.self.key.bias": None}, "query, key or value of"),
+        ({"visual.transformer.proj": (4, 4)}, "key 'visual.transformer.proj' belongs to no part of this model"),
+        ({"cls.predictions.bias": (39,)}, "size mismatch for mlm.bias"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_named_and_leaves_nothing(
+    files: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changed: dict[str, tuple[int, ...] | None],
+    message: str,
+) -> None:
+    state = torch.load(files["state.bin"], weights_only=True)
+    for key, shape in changed.items():
+        assert (key in state) == (shape is None or key == "cls.predictions.bias"), key
+        state.pop(key, None)
+        if shape is not None:
+            state[key] = torch.zeros(shape)
+    broken = tmp_path / "broken.safetensors"
+    save_file(state, broken)
+    words = _words(files, tmp_path / "out")
+    words[2] = str(broken)
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert str(broken) in error
+    assert message in error
+    assert not (tmp_path / "out").exists()
