@@ -203,6 +203,14 @@ class RetrievalModule(lightning.LightningModule, ABC):
         schedule = linear_warmup_decay(optimizer, self.trainer.max_steps, self.warmup_fraction)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As torch's; weights that do not fit raise one `ModelError` that names the first of them."""
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as problem:
+            reasons = [line.strip() for line in str(problem).splitlines()[1:]] or [str(problem)]
+            raise ModelError(f"the weights do not fit this {type(self).__name__}: {reasons[0]}") from None
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write weights (safetensors) and constructor arguments (JSON) to a folder."""
         pretrained.save(self, folder)
