@@ -12,6 +12,7 @@ import lightning
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 from typing_extensions import Self
 
@@ -194,6 +195,29 @@ class RetrievalModule(lightning.LightningModule, ABC):
                 "trainer.accumulate_grad_batches must be 1: accumulation adds no negatives to a contrastive "
                 "objective, so it trains something else than the larger batch; raise data.batch_size or devices"
             )
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """By the norm over all parameters, or by value.
+
+        Here, because Lightning refuses fused optimisers under every mixed precision, though bf16 scales nothing.
+        """
+        if not gradient_clip_val:
+            return
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            raise ModelError(
+                "trainer.precision=16-mixed: gradients are unscaled inside the fused optimiser and cannot be clipped "
+                "before; use bf16-mixed, or trainer.gradient_clip_val=0"
+            )
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+        else:
+            nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
     def configure_optimizers(self) -> Any:
         if self.trainer.max_steps < 1:
