@@ -113,5 +113,10 @@ class ShardFolder:
                     f"The regions of {self.path} are {regions['width']} wide, the model takes region_width="
                     f"{spec.region_width}. Set the model's region width to match."
                 )
+            if regions["max"] > spec.num_regions:
+                raise DataError(
+                    f"{self.path} holds up to {regions['max']} regions a picture, the model takes num_regions="
+                    f"{spec.num_regions}. Raise model.num_regions, or store fewer regions."
+                )
         else:
             raise DataError(f"Unknown visual input '{spec.visual_input}'; there are 'grid' and 'regions'.")

@@ -178,7 +178,7 @@ def _from_hugging_face(name: str) -> Tokenizer:
         raise DataError(
             f"Tokenizer '{name}' is neither a local folder nor in the Hugging Face cache, and could not be fetched "
             f"({_first_line(error)}). Put a folder with its tokenizer.json (or vocab.txt) and tokenizer_config.json on "
-            f"this machine and give its path instead of the name, or use 'shards'."
+            f"this machine and give its path instead of the name, or use the shards' own (model.tokenizer=shards)."
         ) from None
     ids = {kind: getattr(loaded, f"{kind}_token_id", None) for kind in ("pad", "unk", "cls", "sep", "mask")}
     return Tokenizer(rust, _complete(ids, f"'{name}'"))

@@ -96,9 +96,9 @@ def _json(path: Path) -> dict[str, Any]:
 def _state_dict(path: Path) -> dict[str, Any]:
     """Tensors by name; nothing else in the file is ever unpickled."""
     if not path.is_file():
-        raise UsageError(f"--checkpoint {path}: no such file")
-    import pickle
-
+        raise UsageError(
+            f"--checkpoint {path}: {'is a folder, give a file in it' if path.is_dir() else 'no such file'}"
+        )
     import torch
 
     try:
@@ -108,13 +108,10 @@ def _state_dict(path: Path) -> dict[str, Any]:
             found: Any = load_file(path)
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as problem:
-        reason = str(problem).strip().splitlines()[0]
+    except Exception as problem:  # whatever bytes that are no checkpoint make the readers raise
+        lines = re.sub(r"\x1b\[\d*m", "", str(problem)).strip().splitlines() or [type(problem).__name__]
+        reason = lines[0].partition(". ")[0]
         raise UsageError(f"{path}: not a checkpoint of tensors only ({reason}); save its state_dict alone") from None
-    except Exception as problem:
-        if type(problem).__name__ != "SafetensorError":
-            raise
-        raise UsageError(f"{path}: not a safetensors file ({problem})") from None
     if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
         raise UsageError(f"{path}: expected a mapping of names to tensors; save its state_dict alone")
     return found

@@ -29,13 +29,22 @@ def visible_gpus() -> int:
 
 
 def check_devices(trainer: dict[str, Any]) -> None:
-    """Refuse more devices than there are, before anything is loaded.
+    """Refuse more devices than there are, and fewer than processes were launched, before anything is loaded.
 
     Raises:
         UsageError: Naming the key, the number asked for and the number there is.
     """
     devices = trainer.get("devices", "auto")
     asked = len(devices) if isinstance(devices, list) else int(devices) if str(devices).lstrip("-").isdigit() else 0
+    launched, by = _launched()
+    nodes = int(trainer.get("num_nodes", 1))
+    if launched > 1 and asked > 0 and asked * nodes != launched:
+        # Each process would train a model of its own, all into one folder.
+        raise UsageError(
+            f"{by} has started {launched} processes, but trainer.devices={asked} × trainer.num_nodes={nodes} is "
+            f"{asked * nodes}: add --trainer.devices=<processes per node> --trainer.num_nodes=<nodes> "
+            "--trainer.strategy=ddp"
+        )
     accelerator = str(trainer.get("accelerator", "auto"))
     gpus = visible_gpus()
     if accelerator in ("gpu", "cuda") and platform.system() == "Linux" and not gpus:
@@ -47,6 +56,15 @@ def check_devices(trainer: dict[str, Any]) -> None:
     if asked > there:
         what = "GPU(s)" if on_gpu else "CPU core(s)"
         raise UsageError(f"trainer.devices={devices}: this machine has {there} {what}; use --trainer.devices={there}")
+
+
+def _launched() -> tuple[int, str]:
+    """How many processes a launcher has started for this command, and which; 1 without one."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return int(os.environ.get("WORLD_SIZE", 1)), "torchrun"
+    if "SLURM_STEP_NUM_TASKS" in os.environ and "SLURM_PROCID" in os.environ:
+        return int(os.environ["SLURM_STEP_NUM_TASKS"]), "srun"
+    return 1, ""
 
 
 def cpu_model() -> str:

@@ -8,14 +8,19 @@ from datamodules.batch import InputSpec, ProductBatch
 
 
 def example_batch(
-    spec: InputSpec, device: torch.device | str = "cpu", batch_size: int = 4, vocab_size: int = 100, seed: int = 0
+    spec: InputSpec,
+    device: torch.device | str = "cpu",
+    batch_size: int = 4,
+    vocab_size: int | None = None,
+    seed: int = 0,
 ) -> ProductBatch:
     """Random captions of different lengths with random pictures or regions, seeded.
 
     Args:
         spec: What the model published with `input_spec()`.
-        vocab_size: Token ids are drawn below it; the smallest vocabulary in use is larger than the default.
+        vocab_size: Token ids are drawn below it; None = 100, or what the model knows if that is less.
     """
+    vocab_size = vocab_size or min(100, spec.vocab_size or 100)
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(*shape: int) -> torch.Tensor:

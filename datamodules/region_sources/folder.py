@@ -21,7 +21,7 @@ _SUFFIX = ".npz"
 
 def write_region_file(
     folder: Path | str,
-    item_id: str,
+    item_id: str | int,
     boxes: Any,
     features: Any,
     size: tuple[int, int],
@@ -43,7 +43,7 @@ def write_region_file(
     Raises:
         DataError: what a build would refuse, with item id, array and remedy.
     """
-    path = Path(folder) / f"{check_id(item_id, f'region file in {folder}')}{_SUFFIX}"
+    path = Path(folder) / f"{check_id(str(item_id), f'region file in {folder}')}{_SUFFIX}"
     ones = np.ones(np.shape(boxes)[:1], np.float32)
     regions = Regions(np.asarray(boxes), np.asarray(features), ones if scores is None else np.asarray(scores), size)
     try:

@@ -288,3 +288,8 @@ def test_a_tokenizer_that_is_not_the_models_is_refused(folder: Path, key: str) -
     _data(folder, GRID._replace(**right)).setup("test")
     with pytest.raises(DataError, match=f"{key} {right[key]}, the model {right[key] + 1}: .*model.tokenizer"):
         _data(folder, GRID._replace(**{**right, key: right[key] + 1})).setup("test")
+
+
+def test_more_regions_than_the_model_takes_are_refused_before_training(regions_folder: Path) -> None:
+    with pytest.raises(DataError, match=r"up to \d regions a picture, the model takes num_regions=1"):
+        _data(regions_folder, REGIONS._replace(num_regions=1)).setup("fit")

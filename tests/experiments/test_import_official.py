@@ -113,6 +113,7 @@ def test_it_embeds_region_shards_like_any_run(
 def test_bad_input_is_one_line(files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken = tmp_path / "broken.bin"
     broken.write_bytes(b"not a checkpoint")
+    (tmp_path / "hello.bin").write_bytes(b"hello")
     taken = tmp_path / "taken"
     taken.mkdir()
     (taken / "file").write_text("")
@@ -120,6 +121,8 @@ def test_bad_input_is_one_line(files: dict[str, Path], tmp_path: Path, capsys: p
     cases = [
         (good[:2] + [str(tmp_path / "none.bin")] + good[3:], "none.bin: no such file"),
         (good[:2] + [str(broken)] + good[3:], "broken.bin: not a checkpoint"),
+        (good[:2] + [str(tmp_path / "hello.bin")] + good[3:], "hello.bin: not a checkpoint"),
+        (good[:2] + [str(tmp_path)] + good[3:], "is a folder"),
         (good[:4] + [str(broken)] + good[5:], "broken.bin: not readable as JSON"),
         (good[:-3] + ["clip", *good[-2:]], "--model 'clip' is unknown"),
         (good[:-1] + [str(taken)], "taken: exists already"),

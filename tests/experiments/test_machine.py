@@ -132,3 +132,23 @@ def test_make_calls_the_command_line(words: list[str], command: str) -> None:
     done = make("-n", *words)
     assert done.returncode == 0, done.stderr
     assert " ".join(command.split()) in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("launcher", "by"),
+    [
+        ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4"}, "torchrun"),
+        ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0"}, "srun"),
+    ],
+)
+def test_launched_processes_that_no_device_is_for_are_refused(
+    monkeypatch: pytest.MonkeyPatch, launcher: dict[str, str], by: str
+) -> None:
+    """Each of them would train alone, into one folder."""
+    monkeypatch.setattr(machine, "visible_gpus", lambda: 0)
+    monkeypatch.setattr(machine.os, "cpu_count", lambda: 8)
+    for key, value in launcher.items():
+        monkeypatch.setenv(key, value)
+    machine.check_devices({"devices": 2, "num_nodes": 2, "accelerator": "cpu"})
+    with pytest.raises(UsageError, match=rf"{by} has started 4 processes, but trainer.devices=1"):
+        machine.check_devices({"devices": 1, "accelerator": "cpu"})

@@ -210,3 +210,7 @@ def test_wrong_feature_width_is_named() -> None:
     batch = example_batch(model.input_spec()._replace(region_width=20))
     with pytest.raises(ModelError, match="width 20, the model expects region_width 24"):
         model.encode(batch)
+
+
+def test_a_vocabulary_smaller_than_the_probes_can_be_trained() -> None:
+    tiny_capture(vocab_size=20).setup("fit")
