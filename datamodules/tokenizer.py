@@ -117,7 +117,10 @@ class OpenClipTokenizer:
         tokens_BT = self._open_clip(short, context_length=length)
         if self._pad_id is None:
             return tokens_BT, torch.arange(length) <= tokens_BT.argmax(1, keepdim=True)
-        return tokens_BT, tokens_BT != self._pad_id
+        lengths_B1 = (tokens_BT != self._pad_id).sum(1, keepdim=True)
+        if self._pad_id == self.end_id:  # SigLIP's: the first of them closes the caption
+            lengths_B1 = (lengths_B1 + 1).clamp(max=length)
+        return tokens_BT, torch.arange(length) < lengths_B1
 
     def decode(self, tokens_T: list[int]) -> str:
         """Readable text of one row, special tokens left out."""

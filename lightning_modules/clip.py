@@ -13,8 +13,9 @@ Differs:
     * The product embedding has both modalities; the paper retrieves one by the other.
     * Released ResNet towers keep the statistics of their batch norms: a picture does not depend on its company, nor the
       loss on the number of processes. (From scratch they do: train those with `trainer.sync_batchnorm`.)
-    * With `pretrained: openai` the activation is the one those weights were trained with (QuickGELU), also where the
-      architecture's name does not say so; open_clip only warns.
+    * Weights named by a tag get the activation they were trained with (QuickGELU for OpenAI's), also where the
+      architecture's name does not say so; open_clip only warns. For a file, name the architecture that has it
+      (`ViT-B-32-quickgelu`).
 """
 
 from __future__ import annotations
@@ -107,8 +108,9 @@ class CLIP(RetrievalModule):
         if image_size_px is not None:
             config["vision_cfg"]["image_size"] = image_size_px
         self.network = _build(source.name, config)
-        # The text is read off where a causal tower has seen all of it and no padding; others see their padding too.
-        self.text_is_causal = "hf_model_name" not in text and not text.get("no_causal_mask", False)
+        # Read off at its closing token, a causal tower has seen the whole text and no padding; others see padding too.
+        causal = "hf_model_name" not in text and not text.get("no_causal_mask", False)
+        self.ignores_padding = causal and text.get("pool_type", "argmax") in ("argmax", "eos")
         self.spec = _input_spec(source, self.network, tokenizer, resize)
         for name in ("mean", "std"):
             pixels = torch.tensor(source.preprocessing[name]).view(1, 3, 1, 1) * 255
@@ -161,7 +163,7 @@ class CLIP(RetrievalModule):
             raise ModelError("CLIP needs pictures, which this batch does not hold")
         pixels_B3HW = (batch.images_B3HW.float() - self.pixel_mean) / self.pixel_std
         tokens_BT = batch.tokens_BT
-        if self.text_is_causal:
+        if self.ignores_padding:
             tokens_BT = tokens_BT * batch.token_mask_BT  # 0 is below every closing token
         network: Any = self.network
         return network.encode_image(pixels_B3HW), network.encode_text(tokens_BT)
@@ -218,7 +220,7 @@ def _source(architecture: str | dict[str, Any], pretrained: str | None) -> _Sour
             _check_pretrained(architecture, pretrained)
             tag = open_clip.get_pretrained_cfg(architecture, pretrained)
             if tag:
-                config["quick_gelu"] = tag.get("quick_gelu", False)
+                config["quick_gelu"] = config.get("quick_gelu", False) or tag.get("quick_gelu", False)
             preprocessing = merge_preprocess_dict(preprocessing, tag or _preprocessing_of_all_tags(architecture))
     else:
         name = architecture if isinstance(architecture, str) else "of model.architecture"
@@ -239,7 +241,8 @@ def _check_pretrained(architecture: str, pretrained: str) -> None:
     import open_clip
 
     tags = open_clip.list_pretrained_tags_by_model(architecture)
-    if open_clip.is_pretrained_cfg(architecture, pretrained) or Path(pretrained).suffix or "/" in pretrained:
+    path = Path(pretrained)
+    if open_clip.is_pretrained_cfg(architecture, pretrained) or path.suffix or "/" in pretrained or path.is_file():
         return
     raise ModelError(
         f"model.pretrained {pretrained!r} is neither a file nor a tag of {architecture}; "

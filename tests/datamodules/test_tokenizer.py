@@ -163,3 +163,29 @@ def test_an_unreachable_tokenizer_of_open_clip_says_where_to_put_a_folder(
     monkeypatch.setattr(open_clip, "get_tokenizer", fails)
     with pytest.raises(DataError, match=r"no route to host.*give that folder's path"):
         load_tokenizer("open_clip:ViT-B-16-SigLIP", folder)
+
+
+@pytest.mark.parametrize(("pad_id", "real"), [(0, [3, 2, 5]), (9, [3, 2, 5])])
+def test_padding_of_open_clips_hugging_face_tokenizers_is_masked(
+    pad_id: int, real: list[int], monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    """Also where the closing token, 9, fills up as well."""
+    import open_clip
+
+    class Inner:
+        pad_token_id, eos_token_id, mask_token_id = pad_id, 9, None
+
+        def __len__(self) -> int:
+            return 20
+
+    class Wrapper:
+        tokenizer = Inner()
+
+        def __call__(self, captions: list[str], context_length: int) -> torch.Tensor:
+            rows = [[4] * min(len(text), context_length - 1) + [9] for text in captions]
+            return torch.tensor([row + [pad_id] * (context_length - len(row)) for row in rows])
+
+    monkeypatch.setattr(open_clip, "get_tokenizer", lambda name: Wrapper())
+    tokenizer = load_tokenizer("open_clip:ViT-B-16-SigLIP", folder)
+    assert (tokenizer.vocab_size, tokenizer.end_id, tokenizer.mask_id) == (20, 9, None)
+    assert tokenizer.encode_batch(["ab", "a", "abcdefg"], 5)[1].sum(1).tolist() == real
