@@ -98,7 +98,7 @@ class ShardFolder:
             if not self.manifest["pictures"]:
                 raise DataError(
                     f"The model takes pictures (visual input 'grid'), but the shards of {self.path} hold no .jpg, only "
-                    "regions. Use visual input 'regions' (SCALE=paper), or build the folder again with pictures."
+                    "regions. Set model.visual_input=regions, or build the folder again with pictures."
                 )
         elif spec.visual_input == "regions":
             if regions is None:

@@ -77,7 +77,8 @@ def bench_step() -> list[dict[str, Any]]:
 def bench_parts() -> list[dict[str, Any]]:
     """What each measure buys: ours with one of them left out, or one of the optional ones added."""
     ours = OURS if torch.cuda.is_available() else OURS._replace(batch_size=PARTS_BATCH_SIZE)
-    left_out = [ours._replace(name=f"without: {part}", plain=(part,)) for part in PARTS]
+    alone = [("attention",), ("last layer",), ("heads", "last layer"), ("optimiser",)]  # full heads read a full layer
+    left_out = [ours._replace(name=f"without: {', '.join(parts)}", plain=parts) for parts in alone]
     added = [ours._replace(name="compiled", compile=True), ours._replace(name="recomputed layers", recompute=True)]
     return compare([ours, *left_out, *added], rounds=6)
 

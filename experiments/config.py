@@ -80,7 +80,7 @@ def compose(experiment: str, data: str, scale: str, seed: int | None, overrides:
     scales = overlays("scale")
     if scale not in scales:
         raise UsageError(f"unknown scale {scale!r}: {nearest(scale, scales)}")
-    config = merge(_read(HOME / "base.yaml"), _read(known[experiment]))
+    config = merge(base(), _read(known[experiment]))
     settings = parse_overrides(overrides)
     check_keys(merge(config, settings))  # before the data: a typo should not wait for shards to be built
     folder = find_data(data, overlays("data"))
@@ -94,6 +94,11 @@ def compose(experiment: str, data: str, scale: str, seed: int | None, overrides:
         config["seed_everything"] = seed
     layers = tuple(str(file.relative_to(HOME.parent)) for file in files)
     return finish(config, experiment, scale, folder, layers)
+
+
+def base() -> dict[str, Any]:
+    """What every run has in common."""
+    return _read(HOME / "base.yaml")
 
 
 def finish(

@@ -15,8 +15,8 @@ FALLBACK_OVERLAY = "photos"  # a folder of one's own: pictures and a tokenizer i
 # What to run where `make data DATA=<name>` alone is not enough. `…` is the reader's to fill in.
 BUILD_HINTS = {
     "product1m": "make data DATA=product1m RAW=<folder with the official lists and images/>",
-    "grocery": "make data DATA=grocery RAW=../shared/data/GroceryStoreDataset",
-    "fashion": "make data DATA=fashion SOURCE=photos RAW=../shared/data/fashion",
+    "grocery": "make data DATA=grocery RAW=<the GroceryStoreDataset repository>",
+    "fashion": "make data DATA=fashion SOURCE=photos RAW=<folder with a list of photos>",
     "photos": "make data DATA=photos RAW=<folder with a list of photos>",
 }
 
@@ -89,7 +89,8 @@ def find_data(word: str, overlays: Mapping[str, Path]) -> DataFolder:
             raise UsageError(_missing(word, overlays))
     manifest = dict(read_manifest(path))
     name = str(manifest.get("name") or path.resolve().name)
-    return DataFolder(name, path, manifest, overlays.get(name, overlays[FALLBACK_OVERLAY]))
+    overlay = overlays.get(name) or overlays.get(str(manifest.get("source"))) or overlays[FALLBACK_OVERLAY]
+    return DataFolder(name, path, manifest, overlay)
 
 
 def _missing(name: str, overlays: Mapping[str, Path]) -> str:

@@ -28,7 +28,7 @@ def measure(engine: Any, checkpoint: Path | None) -> dict[str, Any]:
         checkpoint: Weights to load; None evaluates the model as it stands.
     """
     path = str(checkpoint) if checkpoint else None
-    with _silent(engine.trainer):
+    with _silent(engine.trainer), _naming(path):
         for evaluate in (engine.trainer.validate, engine.trainer.test):
             evaluate(engine.model, datamodule=engine.data, ckpt_path=path, verbose=False, weights_only=True)
     return dict(engine.evaluation.results)
@@ -41,6 +41,17 @@ def _silent(trainer: Any) -> Iterator[None]:
         yield
     finally:
         trainer.loggers = loggers
+
+
+@contextmanager
+def _naming(checkpoint: str | None) -> Iterator[None]:
+    """Say which checkpoint it was whose weights do not fit."""
+    try:
+        yield
+    except Exception as problem:
+        if checkpoint is None or type(problem).__name__ != "ModelError":
+            raise
+        raise UsageError(f"{checkpoint}: {problem}") from problem
 
 
 def evaluate_run(path: str, data: str | None, overrides: list[str], command: str) -> dict[str, Any]:

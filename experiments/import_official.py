@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from experiments.config import dump
+from experiments.config import base, dump, merge
 from experiments.errors import UsageError, nearest
 from experiments.output import say
 from experiments.runs import RunFolder, atomic, git_state, write_json, write_text
@@ -68,19 +68,15 @@ def _write(run: RunFolder, model: Any, name: str, command: str) -> None:
             "pytorch-lightning_version": lightning.__version__,
             "epoch": 0,
             "global_step": 0,
-            "loops": {},
         }
         torch.save(content, temporary)
     about = {"experiment": name, "scale": "paper", "data": None, "data_hash": None, "layers": [command]}
     sections = {
-        "seed_everything": 0,
         "model": {"class_path": MODELS[name], "init_args": arguments},
         "data": {"class_path": "datamodules.Product1M", "init_args": {"folder": "data/product1m"}},
         "trainer": {"max_steps": 0, "logger": False},
-        "evaluation": {},
-        "checkpoint": {},
     }
-    write_text(run.config, dump({"run": about, **sections}))
+    write_text(run.config, dump({"run": about, **merge(base(), sections)}))
     record = {"run_id": run.run_id, "experiment": name, "steps": 0, "command": command, "git": git_state()}
     write_json(run.metrics, record)  # no splits: it has not been evaluated on anything
 

@@ -66,6 +66,7 @@ def log_file(path: Path) -> Iterator[None]:
             noisy.setLevel(logging.WARNING)
     shown = warnings.showwarning
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")  # Lightning's own, each step
+    warnings.filterwarnings("ignore", message=r".*overridden `transfer_batch_to_device` in `LightningModule`.*")  # meant
     logging.captureWarnings(True)
     for source in sources:
         source.addHandler(handler)

@@ -28,7 +28,7 @@ class ThroughputBar(TQDMProgressBar):
         shown.pop("v_num", None)
         recent = self.throughput.recent()
         if recent:
-            shown["samples/s"] = f"{recent['samples_per_second']:.0f}"
+            shown["samples/s"] = _three_digits(recent["samples_per_second"])
             shown["mfu"] = f"{recent['mfu']:.0%}"
             shown["waiting"] = f"{recent['data_wait_share']:.0%}"
         return shown
@@ -38,6 +38,11 @@ class ThroughputBar(TQDMProgressBar):
 
     def init_test_tqdm(self) -> Tqdm:
         return super().init_test_tqdm() if self.watched else Tqdm(disable=True)
+
+
+def _three_digits(value: float) -> str:
+    """A pace that may be 0.07 or 7,000."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 class IntervalLine(Callback):
@@ -57,7 +62,7 @@ class IntervalLine(Callback):
         for name in ("train/loss", "val/mAP@10", "val/mAR@10"):
             if name in metrics:
                 words.append(f"{name} {float(metrics[name]):.4f}")
-        words.append(f"{self.throughput.recent().get('samples_per_second', 0):.0f} samples/s")
+        words.append(f"{_three_digits(self.throughput.recent().get('samples_per_second', 0.0))} samples/s")
         words.append("skipped " + (", ".join(f"{k} {n}" for k, n in sorted(skipped.items())) or "none"))
         say("  ".join(words))
 

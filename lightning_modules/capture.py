@@ -343,14 +343,11 @@ class CAPTURE(RetrievalModule):
             config, cross_config: Their two JSON configurations, for the head counts.
 
         Raises:
-            ModelError: a key is unknown or missing, or a shape does not fit; nothing is half-loaded.
+            ModelError: a key is unknown or missing, or sizes contradict each other; nothing is half-loaded.
         """
         ours, _ = translate(state_dict)
         model = cls(**capture_arguments(ours, config, cross_config))
-        try:
-            missing, unexpected = model.load_state_dict(ours, strict=False)
-        except RuntimeError as problem:  # sizes that contradict each other
-            raise ModelError(f"official checkpoint: {str(problem).splitlines()[1].strip()}") from None
+        missing, unexpected = model.load_state_dict(ours, strict=False)
         if missing or unexpected:
             names = [official_name(name) for name in (missing or unexpected)]
             raise ModelError(

@@ -12,6 +12,7 @@ import lightning
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 from typing_extensions import Self
 
@@ -195,6 +196,29 @@ class RetrievalModule(lightning.LightningModule, ABC):
                 "objective, so it trains something else than the larger batch; raise data.batch_size or devices"
             )
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """By the norm over all parameters, or by value.
+
+        Here, because Lightning refuses fused optimisers under every mixed precision, though bf16 scales nothing.
+        """
+        if not gradient_clip_val:
+            return
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            raise ModelError(
+                "trainer.precision=16-mixed: gradients are unscaled inside the fused optimiser and cannot be clipped "
+                "before; use bf16-mixed, or trainer.gradient_clip_val=0"
+            )
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+        else:
+            nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+
     def configure_optimizers(self) -> Any:
         if self.trainer.max_steps < 1:
             raise ModelError("trainer.max_steps must be set: schedules count steps, not epochs")
@@ -202,6 +226,14 @@ class RetrievalModule(lightning.LightningModule, ABC):
         optimizer = adamw(groups, self.betas, self.adam_eps)
         schedule = linear_warmup_decay(optimizer, self.trainer.max_steps, self.warmup_fraction)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As torch's; weights that do not fit raise one `ModelError` that names the first of them."""
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as problem:
+            reasons = [line.strip() for line in str(problem).splitlines()[1:]] or [str(problem)]
+            raise ModelError(f"the weights do not fit this {type(self).__name__}: {reasons[0]}") from None
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write weights (safetensors) and constructor arguments (JSON) to a folder."""

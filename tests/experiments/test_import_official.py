@@ -10,10 +10,12 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from datamodules.write_shards import build
 from experiments.cli import main
 from lightning_modules import CAPTURE
 from lightning_modules.example_batch import example_batch
 from lightning_modules.official_weights import capture_arguments, translate
+from tests.datamodules.tiny_catalogue import TinyCatalogue, tiny_regions
 
 CONFIG = {
     **{"num_attention_heads": 2, "v_num_attention_heads": 2, "bi_num_attention_heads": 2, "intermediate_size": 64},
@@ -31,7 +33,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("official")
     content = json.loads(SHAPES.read_text())
     generator = torch.Generator().manual_seed(0)
-    small = {768: 16, 512: 80, 3072: 64, 1024: 10, 2304: 48, 2048: 6, 21128: 40, 1536: 32}
+    small = {768: 16, 512: 80, 3072: 64, 1024: 10, 2304: 48, 2048: 8, 21128: 120, 1536: 32}
     state = {
         name: torch.randn([small.get(size, size) for size in shape], generator=generator) * 0.1
         for name, shape in ((name, _shape(entry)) for name, entry in content.items())
@@ -70,7 +72,6 @@ def test_the_run_folder_holds_the_same_model(
     expected = CAPTURE.from_official(state, CONFIG, CROSS_CONFIG)
     assert config["model"]["init_args"].items() >= capture_arguments(translate(state)[0], CONFIG, CROSS_CONFIG).items()
     batch = example_batch(model.input_spec(), batch_size=3)
-    batch = batch._replace(tokens_BT=batch.tokens_BT % 40)
     for name, vectors in expected.encode(batch).items():
         assert torch.equal(model.encode(batch)[name], vectors), name
 
@@ -82,6 +83,31 @@ def test_it_is_evaluated_on_named_data_only(
     assert main(_words(files, out)) == 0
     assert main(["eval", "--run", str(out)]) == 2
     assert "name it with DATA=" in capsys.readouterr().err
+
+
+def test_it_embeds_region_shards_like_any_run(
+    files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts = {"train": 24, "val": 5, "test": 7, "gallery": 6}
+    shop, tokenizer = tmp_path / "shop", tmp_path / "tokenizer"
+    shop_options = {"vocab_size": 60, "progress": False, "pictures": False, "regions": tiny_regions}
+    build(TinyCatalogue(counts, size_px=8), shop, **shop_options)
+    tokenizer.mkdir()
+    special = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]"}  # BERT's ids
+    words = [special.get(number, f"word{number}") for number in range(120)]
+    (tokenizer / "vocab.txt").write_text("\n".join(words) + "\n")
+    (tokenizer / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    out = tmp_path / "official"
+    assert main(_words(files, out)) == 0
+    evaluate = ["eval", "--run", str(out), "--data", str(shop)]
+    assert main([*evaluate, f"--model.tokenizer={tokenizer}"]) == 0
+    (record,) = (json.loads(path.read_text()) for path in tmp_path.glob("capture-shop-*/metrics.json"))
+    assert record["steps"] == 0
+    assert record["feature"] == "product_both"
+    assert 0 <= record["test"]["mAP@10"] <= 1
+    capsys.readouterr()
+    assert main([*evaluate, "--model.tokenizer=shards"]) == 2  # another vocabulary
+    assert "size mismatch for network.text_embedding.word.weight" in capsys.readouterr().err
 
 
 def test_bad_input_is_one_line(files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,7 +140,7 @@ def test_bad_input_is_one_line(files: dict[str, Path], tmp_path: Path, capsys: p
         ({"bert.encoder.layer.1.output.dense.bias": None}, "missing key 'bert.encoder.layer.1.output.dense.bias'"),
         ({"bert.encoder.layer.1.attention.self.key.bias": None}, "query, key or value of"),
         ({"visual.transformer.proj": (4, 4)}, "key 'visual.transformer.proj' belongs to no part of this model"),
-        ({"cls.predictions.bias": (39,)}, "size mismatch for mlm.bias"),
+        ({"cls.predictions.bias": (119,)}, "size mismatch for mlm.bias"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_named_and_leaves_nothing(

@@ -1,0 +1,44 @@
+"""What the base module does in training, on Lightning's own trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from lightning import Trainer
+from torch.utils.data import DataLoader
+
+from lightning_modules.errors import ModelError
+from lightning_modules.example_batch import example_batch
+from tests.lightning_modules.tiny_models import tiny_capture
+
+
+def _fit(clip: float, algorithm: str = "norm", **options: Any) -> torch.Tensor:
+    """Two steps; all gradients of the last one, as the optimiser saw them."""
+    torch.manual_seed(0)
+    model = tiny_capture()
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    settings = {"max_steps": 2, "accelerator": "cpu", "enable_checkpointing": False, **quiet, **options}
+    trainer = Trainer(gradient_clip_val=clip, gradient_clip_algorithm=algorithm, **settings)
+    batches: Any = [example_batch(model.input_spec(), batch_size=6, seed=seed) for seed in (0, 1)]
+    trainer.fit(model, DataLoader(batches, batch_size=None))
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_are_clipped_by_their_norm_over_all_parameters(precision: str) -> None:
+    assert _fit(0.0, precision=precision).norm() > 0.1
+    assert _fit(0.01, precision=precision).norm() == pytest.approx(0.01, rel=1e-3)
+    assert _fit(0.01, algorithm="value", precision=precision).abs().max() <= 0.01
+
+
+def test_what_scales_gradients_cannot_be_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_capture()
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    monkeypatch.setattr(model, "_trainer", trainer)
+    monkeypatch.setattr(trainer.precision_plugin, "scaler", object(), raising=False)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model.configure_gradient_clipping(optimizer, 0.0)
+    with pytest.raises(ModelError, match="bf16-mixed"):
+        model.configure_gradient_clipping(optimizer, 1.0)
