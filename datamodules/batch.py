@@ -14,21 +14,25 @@ from torch import Tensor
 class InputSpec(NamedTuple):
     """What a model needs from the data, published by the model and handed to the DataModule by the CLI."""
 
-    tokenizer: str = "shards"  # "shards": the one stored in the shard folder; else a Hugging Face name or path
+    # "shards": the one stored in the shard folder; "open_clip:<architecture>"; else a Hugging Face name or path
+    tokenizer: str = "shards"
     text_length: int = 36  # tokens, [CLS] and [SEP] included
     visual_input: str = "regions"  # "regions": features stored in the shards; "grid": pixels
     num_regions: int = 36  # the most regions kept of a picture, the global one not counted
     region_width: int = 2048
     image_size_px: int = 224  # square side of images_B3HW; used with "grid" only
     vocab_size: int | None = None  # entries the tokenizer must have; None = any number
-    mask_token_id: int | None = None  # the id its [MASK] must have; None = any
+    mask_token_id: int | None = None  # the id its [MASK] must have; None = any, or none at all
+    end_token_id: int | None = None  # the id its closing token ([SEP]) must have; None = any
+    resize: str = "longest"  # the side that fills the square: "longest", "shortest" or both ("squash"); "grid" only
+    interpolation: str = "bilinear"  # or "bicubic"; "grid" only
 
 
 class ProductBatch(NamedTuple):
     """One batch of image-caption pairs. Fields a configuration does not need are None."""
 
     index_B: Tensor  # int64, row of the split's id table
-    tokens_BT: Tensor  # int64, [CLS] … [SEP] and padding
+    tokens_BT: Tensor  # int64, [CLS] … [SEP] (or the tokenizer's own opening and closing) and padding
     token_mask_BT: Tensor  # bool, True = real token
     images_B3HW: Tensor | None = None  # uint8; the model scales and normalises on its own device
     features_BRD: Tensor | None = None  # float16 or float32, without the whole-image region

@@ -18,8 +18,8 @@ from datamodules.batch import InputSpec, ProductBatch
 from datamodules.errors import DataError
 from datamodules.pictures import PictureError
 from datamodules.regions import BadRegionsError, boxes_with_area, check_finite, unpack_regions
-from datamodules.tokenizer import Tokenizer, load_tokenizer
-from datamodules.transforms import Jitter, picture_to_square
+from datamodules.tokenizer import AnyTokenizer, load_tokenizer
+from datamodules.transforms import Fit, Jitter, picture_to_square
 
 # A worker prepares this many batches ahead. It writes into a ring of shared memory, because touching fresh pages costs
 # a fifth of decoding. When DataLoader asks for batch n it has taken batch n - PREFETCH from the queue, and the loader
@@ -57,7 +57,7 @@ class BatchMaker:
 
     def __init__(self, folder: Path, spec: InputSpec, jitter: Jitter | None) -> None:
         self.folder, self.spec, self.jitter = folder, spec, jitter
-        self._tokenizer: Tokenizer | None = None
+        self._tokenizer: AnyTokenizer | None = None
         self._ring: list[Tensor] = []
         self._reset(0)
 
@@ -144,7 +144,8 @@ class BatchMaker:
             raise self._unusable("missing_picture", f"it has no .{PICTURE}", sample, record)
         rng = None if seed is None else Random(_mixed(*seed, sample.row))
         try:
-            picture_to_square(sample.members[PICTURE], out_SS3, self.jitter, rng)
+            fit = Fit(self.spec.resize, self.spec.interpolation)
+            picture_to_square(sample.members[PICTURE], out_SS3, self.jitter, rng, fit)
         except PictureError as error:
             raise self._unusable(error.reason, f"the picture does not decode ({error})", sample, record) from None
 

@@ -20,7 +20,7 @@ from datamodules.manifest import Manifest, check_shard_files
 from datamodules.shard_folder import ShardFolder
 from datamodules.shards import Delivery, EvaluationStream, Place, TrainStream
 from datamodules.stream_state import StreamState, gather_states, restore
-from datamodules.tokenizer import Tokenizer, load_tokenizer
+from datamodules.tokenizer import AnyTokenizer, load_tokenizer
 from datamodules.transforms import Jitter
 
 _SPLITS_OF_STAGE = {"fit": ("train", "val", "gallery"), "validate": ("val", "gallery"), "test": ("test", "gallery")}
@@ -124,7 +124,7 @@ class Product1M(LightningDataModule):
         self.__dict__.pop("tokenizer", None)
 
     @cached_property
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> AnyTokenizer:
         """The tokenizer the model asked for."""
         return load_tokenizer(self.input_spec.tokenizer, self.folder)
 
@@ -159,12 +159,19 @@ class Product1M(LightningDataModule):
         for key, wanted, is_ in (
             ("vocab_size", spec.vocab_size, found.vocab_size),
             ("mask_token_id", spec.mask_token_id, found.mask_id),
+            ("end_token_id", spec.end_token_id, found.end_id),
         ):
-            if wanted is not None and wanted != is_:
+            if wanted is None or wanted == is_:
+                continue
+            if is_ is None:
                 raise DataError(
-                    f"Tokenizer '{spec.tokenizer}' has {key} {is_}, the model {wanted}: it was built for another "
-                    f"tokenizer. Name that one (model.tokenizer), or set model.{key}={is_} for a model to be trained."
+                    f"Tokenizer '{spec.tokenizer}' has no token for the model's {key} {wanted}. Use a BERT-style "
+                    "tokenizer (model.tokenizer), or 'shards'."
                 )
+            raise DataError(
+                f"Tokenizer '{spec.tokenizer}' has {key} {is_}, the model {wanted}: it was built for another "
+                f"tokenizer. Name that one (model.tokenizer), or set model.{key}={is_} for a model to be trained."
+            )
 
     @property
     def steps_per_epoch(self) -> int:

@@ -1,4 +1,4 @@
-"""Captions -> token ids: a WordPiece trained on the training captions, or any Hugging Face tokenizer.
+"""Captions -> token ids: a WordPiece trained on the training captions, any Hugging Face tokenizer, or open_clip's.
 
 `tokenizers` does the splitting in Rust. torch is imported where tensors are made, because the shard writer trains
 tokenizers without it.
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from datamodules.caption_units import CaptionUnits, splits_locally
 from datamodules.errors import DataError
@@ -29,14 +30,15 @@ class Tokenizer:
 
     Args:
         rust: the splitting itself.
-        special_ids: ids of pad, unk, cls, sep, mask.
+        special_ids: ids of pad, cls and sep, and of unk and mask where there are such tokens.
     """
 
     def __init__(self, rust: RustTokenizer, special_ids: dict[str, int]) -> None:
         self._rust = rust
         self.special_ids = special_ids
-        self.pad_id, self.unk_id = special_ids["pad"], special_ids["unk"]
-        self.cls_id, self.sep_id, self.mask_id = special_ids["cls"], special_ids["sep"], special_ids["mask"]
+        self.pad_id, self.cls_id, self.sep_id = special_ids["pad"], special_ids["cls"], special_ids["sep"]
+        self.mask_id = special_ids.get("mask")
+        self.end_id = self.sep_id
         self.vocab_size = rust.get_vocab_size(with_added_tokens=True)
         rust.no_truncation()
         rust.no_padding()
@@ -71,16 +73,80 @@ class Tokenizer:
         return self._rust.decode(list(tokens_T), skip_special_tokens=True)
 
 
-def load_tokenizer(name: str, folder: Path | str) -> Tokenizer:
+class OpenClipTokenizer:
+    """The tokenizer open_clip gives an architecture; its rows as they are, as released weights know them.
+
+    CLIP's own frames a caption by <start_of_text> and <end_of_text> and has no mask; it fills up with 0, which is a
+    word too, so its captions are told from their padding by the closing token, the largest id.
+
+    Args:
+        architecture: an architecture open_clip lists.
+
+    Raises:
+        DataError: unknown architecture, or its tokenizer is not on this machine and could not be fetched.
+    """
+
+    def __init__(self, architecture: str) -> None:
+        import open_clip
+
+        if architecture not in open_clip.list_models():
+            near = get_close_matches(architecture, open_clip.list_models(), 3, 0.4)
+            raise DataError(
+                f"Tokenizer 'open_clip:{architecture}': open_clip has no such architecture; near: "
+                f"{', '.join(near) or 'none'}. `open_clip.list_models()` lists them."
+            )
+        try:
+            self._open_clip: Any = open_clip.get_tokenizer(architecture)
+        except Exception as error:  # network, cache, format: many kinds, one remedy
+            raise DataError(
+                f"Tokenizer 'open_clip:{architecture}' is not in the Hugging Face cache and could not be fetched "
+                f"({_first_line(error)}). Put its files into a folder on this machine and give that folder's path "
+                "(model.tokenizer), or use 'shards' for a model to be trained."
+            ) from None
+        inner = getattr(self._open_clip, "tokenizer", None)  # a Hugging Face tokenizer, where the architecture has one
+        self._pad_id: int | None = None if inner is None else inner.pad_token_id
+        self.mask_id: int | None = None if inner is None else inner.mask_token_id
+        self.end_id: int | None = self._open_clip.eot_token_id if inner is None else inner.eos_token_id
+        self.vocab_size: int = self._open_clip.vocab_size if inner is None else len(inner)
+
+    def encode_batch(self, captions: list[str], length: int) -> tuple[Tensor, Tensor]:
+        """As `Tokenizer.encode_batch`, with open_clip's own opening, closing and padding."""
+        import torch
+
+        short = [caption[: length * _CHARACTERS_PER_TOKEN] for caption in captions]
+        tokens_BT = self._open_clip(short, context_length=length)
+        if self._pad_id is None:
+            return tokens_BT, torch.arange(length) <= tokens_BT.argmax(1, keepdim=True)
+        lengths_B1 = (tokens_BT != self._pad_id).sum(1, keepdim=True)
+        if self._pad_id == self.end_id:  # SigLIP's: the first of them closes the caption
+            lengths_B1 = (lengths_B1 + 1).clamp(max=length)
+        return tokens_BT, torch.arange(length) < lengths_B1
+
+    def decode(self, tokens_T: list[int]) -> str:
+        """Readable text of one row, special tokens left out."""
+        if self._pad_id is not None:
+            return str(self._open_clip.tokenizer.decode(list(tokens_T), skip_special_tokens=True))
+        end = tokens_T.index(self.end_id) if self.end_id in tokens_T else len(tokens_T)
+        words = [token for token in tokens_T[:end] if token != self._open_clip.sot_token_id]
+        return str(self._open_clip.decode(words)).strip()
+
+
+AnyTokenizer: TypeAlias = "Tokenizer | OpenClipTokenizer"
+
+
+def load_tokenizer(name: str, folder: Path | str) -> AnyTokenizer:
     """Open the tokenizer an `InputSpec` names.
 
     Args:
-        name: "shards" for the one stored in `folder`, else a Hugging Face name or a local folder.
+        name: "shards" for the one stored in `folder`, "open_clip:<architecture>" for the one of an open_clip model,
+            else a Hugging Face name or a local folder.
         folder: the shard folder.
 
     Raises:
-        DataError: missing, unreadable, or without one of the five special tokens.
+        DataError: missing, unreadable, or without the tokens that frame and fill up a caption.
     """
+    if name.startswith("open_clip:"):
+        return OpenClipTokenizer(name.removeprefix("open_clip:"))
     return _from_shards(Path(folder)) if name == "shards" else _from_hugging_face(name)
 
 
@@ -185,11 +251,11 @@ def _from_hugging_face(name: str) -> Tokenizer:
 
 
 def _complete(ids: dict[str, int | None], where: str) -> dict[str, int]:
-    missing = [kind for kind, number in ids.items() if number is None]
+    missing = [kind for kind in ("pad", "cls", "sep") if ids[kind] is None]
     if missing:
         raise DataError(
-            f"Tokenizer {where} has no {', '.join(missing)} token; CAPTURE's objectives need pad, unk, cls, sep and "
-            "mask. Use a BERT-style tokenizer, or 'shards'."
+            f"Tokenizer {where} has no {', '.join(missing)} token; captions are framed by cls and sep and filled up "
+            "with pad. Use a BERT-style tokenizer, or 'shards'."
         )
     return {kind: number for kind, number in ids.items() if number is not None}
 

@@ -1,7 +1,8 @@
-"""Pictures -> uint8 squares: letterboxed on white, lightly jittered in training.
+"""Pictures -> uint8 squares: letterboxed on white, lightly jittered in training; or as CLIP's weights know them.
 
 A product photo keeps its aspect ratio (bottles and palettes differ by it) and its colours (shades are what tells
-instances apart), and is never mirrored (packs carry lettering).
+instances apart), and is never mirrored (packs carry lettering). Weights that were trained on cropped or squashed
+pictures can have theirs so.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from datamodules.pictures import MAX_PIXELS, decode_picture, plain_jpeg_size
+from datamodules.pictures import MAX_PIXELS, decode_picture, open_picture, plain_jpeg_size
 
 try:  # torchvision 0.29 announces the end of its decoders; Pillow does the work where they are gone
     from torchvision.io import ImageReadMode, decode_jpeg
@@ -22,6 +23,7 @@ except ImportError:
     decode_jpeg = None
 
 WHITE = 255
+_LONGEST_ASPECT = 4  # what is longer is cut to it before it is cropped: a picture of one line must not fill the memory
 
 
 class Letterbox(NamedTuple):
@@ -47,8 +49,20 @@ class Jitter(NamedTuple):
     shift: float = 0.06  # of the square, where the picture already fits it exactly
 
 
+class Fit(NamedTuple):
+    """How a picture comes to fill the square, in open_clip's words (its `resize_mode` and `interpolation`).
+
+    "longest": the longest side fills it, margins are white. "shortest": the shortest side fills it and the rest is cut
+    off, in the middle in evaluation, at a random place in training, which is CLIP's only augmentation (arXiv 2103.00020
+    §2.4). "squash": both sides fill it, whatever the aspect ratio.
+    """
+
+    resize: str = "longest"
+    interpolation: str = "bilinear"
+
+
 def picture_to_square(
-    data: bytes, out_SS3: np.ndarray, jitter: Jitter | None = None, rng: Random | None = None
+    data: bytes, out_SS3: np.ndarray, jitter: Jitter | None = None, rng: Random | None = None, fit: Fit | None = None
 ) -> Letterbox:
     """Decode one picture onto a white square.
 
@@ -57,23 +71,30 @@ def picture_to_square(
         out_SS3: uint8, overwritten; a row of the batch, so that nothing is copied twice.
         jitter: None in evaluation.
         rng: seeded by (seed, pass, row), so that a resumed run sees the same pixels.
+        fit: a letterbox unless told otherwise.
 
     Raises:
         PictureError: the picture cannot be decoded or is too large.
     """
-    size_px = out_SS3.shape[0]
-    most = 1.0 if jitter is None else max(1.0, jitter.scale[1])
-    pixels_HW3, full_w, full_h = _decode(data, needed_px=round(size_px * most))
+    size_px, fit = out_SS3.shape[0], fit or Fit()
+    pixels_HW3, full_w, full_h = _decode(data, _needed_px(data, size_px, fit, jitter))
+    scale_x, scale_y = pixels_HW3.shape[1] / full_w, pixels_HW3.shape[0] / full_h
+    cut_left = cut_top = 0
+    if fit.resize == "shortest":
+        pixels_HW3, cut_left, cut_top = _not_too_long(pixels_HW3)
     height, width = pixels_HW3.shape[:2]
-    target_h, target_w = _target(height, width, size_px, jitter, rng)
+    target_h, target_w = _target(height, width, size_px, fit, jitter, rng)
     if (target_h, target_w) != (height, width):
         # Channels-last uint8 with antialias is torch's vectorised kernel, about twice as fast as Pillow's.
         pixels_13HW = pixels_HW3.permute(2, 0, 1)[None]
-        resized_13HW = interpolate(pixels_13HW, size=(target_h, target_w), mode="bilinear", antialias=True)
+        resized_13HW = interpolate(pixels_13HW, size=(target_h, target_w), mode=fit.interpolation, antialias=True)
         pixels_HW3 = resized_13HW[0].permute(1, 2, 0)
-    left, top = (_offset(size_px, side, jitter, rng) for side in (target_w, target_h))
+    left, top = (_offset(size_px, side, fit, jitter, rng) for side in (target_w, target_h))
     _paste(pixels_HW3.numpy(), out_SS3, left, top)
-    return Letterbox(target_w / full_w, target_h / full_h, left, top, size_px)
+    by_x, by_y = target_w / width, target_h / height
+    return Letterbox(
+        scale_x * by_x, scale_y * by_y, left - round(cut_left * by_x), top - round(cut_top * by_y), size_px
+    )
 
 
 def _decode(data: bytes, needed_px: int) -> tuple[Tensor, int, int]:
@@ -90,7 +111,30 @@ def _decode(data: bytes, needed_px: int) -> tuple[Tensor, int, int]:
     return torch.from_numpy(np.array(decoded.image)), decoded.width_px, decoded.height_px
 
 
-def _target(height: int, width: int, size_px: int, jitter: Jitter | None, rng: Random | None) -> tuple[int, int]:
+def _needed_px(data: bytes, size_px: int, fit: Fit, jitter: Jitter | None) -> int:
+    """The longest side of which use is made."""
+    if fit.resize == "longest":
+        return round(size_px * (1.0 if jitter is None else max(1.0, jitter.scale[1])))
+    sides = open_picture(data).size  # of the header
+    return -(-size_px * max(sides) // min(sides))
+
+
+def _not_too_long(pixels_HW3: Tensor) -> tuple[Tensor, int, int]:
+    """The middle of a picture that is many times longer than wide, and what was cut off at its left and top."""
+    height, width = pixels_HW3.shape[:2]
+    most = _LONGEST_ASPECT * min(height, width)
+    left, top = max(0, width - most) // 2, max(0, height - most) // 2
+    return pixels_HW3[top : top + most, left : left + most], left, top
+
+
+def _target(
+    height: int, width: int, size_px: int, fit: Fit, jitter: Jitter | None, rng: Random | None
+) -> tuple[int, int]:
+    if fit.resize == "squash":
+        return size_px, size_px
+    if fit.resize == "shortest":  # rounded as torchvision's Resize does
+        shortest = min(height, width)
+        return size_px * height // shortest, size_px * width // shortest
     longest = max(height, width)
     # A picture that fits exactly is only shifted: resampling would cost as much as decoding and blur it.
     if jitter is None or rng is None or longest == size_px:
@@ -100,9 +144,11 @@ def _target(height: int, width: int, size_px: int, jitter: Jitter | None, rng: R
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def _offset(size_px: int, side_px: int, jitter: Jitter | None, rng: Random | None) -> int:
+def _offset(size_px: int, side_px: int, fit: Fit, jitter: Jitter | None, rng: Random | None) -> int:
     """Centred in evaluation; in training anywhere the picture stays inside (or fills the square, when larger)."""
     slack = size_px - side_px
+    if fit.resize != "longest":  # never positive: the square is filled; the middle as torchvision's CenterCrop rounds
+        return -round(-slack / 2) if jitter is None or rng is None else rng.randint(slack, 0)
     if jitter is None or rng is None:
         return slack // 2
     if slack == 0:

@@ -50,9 +50,10 @@ class DataFolder(NamedTuple):
         try:
             stored = json.loads(file.read_text(encoding="utf-8"))
             found["mask_token_id"] = int(stored["model"]["vocab"]["[MASK]"])
+            found["end_token_id"] = int(stored["model"]["vocab"]["[SEP]"])
         except (OSError, ValueError, KeyError, TypeError) as problem:
             raise UsageError(
-                f"{file}: not a readable tokenizer with a [MASK] token ({problem!r}); build the folder again"
+                f"{file}: not a readable tokenizer with [MASK] and [SEP] ({problem!r}); build the folder again"
             ) from None
         return found
 

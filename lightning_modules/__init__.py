@@ -8,6 +8,7 @@ from typing import Any
 # Imported on first use: `import lightning_modules` alone must not load torch (light commands of the CLI).
 _EXPORTS = {
     "CAPTURE": "lightning_modules.capture",
+    "CLIP": "lightning_modules.clip",
     "RetrievalModule": "lightning_modules.retrieval_module",
     "ModelError": "lightning_modules.errors",
 }

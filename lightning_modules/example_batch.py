@@ -30,6 +30,8 @@ def example_batch(
     lengths_B1 = 3 + (uniform(batch_size, 1) * (length - 2)).long().clamp(max=length - 3)
     token_mask_BT = torch.arange(length) < lengths_B1
     tokens_BT = (5 + uniform(batch_size, length) * (vocab_size - 5)).long() * token_mask_BT
+    if spec.end_token_id is not None:
+        tokens_BT = torch.where(torch.arange(length) == lengths_B1 - 1, spec.end_token_id, tokens_BT)
     batch = ProductBatch(torch.arange(batch_size), tokens_BT, token_mask_BT)
     if spec.visual_input == "grid":
         size = spec.image_size_px

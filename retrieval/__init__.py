@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from retrieval.errors import RetrievalError
+    from retrieval.false_negatives import false_negatives_per_batch
     from retrieval.merge import merge_rankings
     from retrieval.metrics import (
         QueryScores,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "RetrievalError": "errors",
+    "false_negatives_per_batch": "false_negatives",
     "merge_rankings": "merge",
     "QueryScores": "metrics",
     "official_metrics": "metrics",
@@ -60,6 +62,7 @@ __all__ = [
     "QueryScores",
     "Ranking",
     "RetrievalError",
+    "false_negatives_per_batch",
     "merge_rankings",
     "official_metrics",
     "paired_bootstrap",

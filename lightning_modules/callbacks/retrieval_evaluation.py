@@ -12,7 +12,15 @@ from lightning.pytorch.callbacks import Callback
 
 from lightning_modules.embedding_store import EmbeddingStore, gather_uneven
 from lightning_modules.retrieval_module import RetrievalModule
-from retrieval import Ranking, merge_rankings, official_metrics, per_query_scores, rank, textbook_metrics
+from retrieval import (
+    Ranking,
+    false_negatives_per_batch,
+    merge_rankings,
+    official_metrics,
+    per_query_scores,
+    rank,
+    textbook_metrics,
+)
 
 # Metrics "image->text" and "text->image", for models with both; by the first vector of each modality, which is trained
 # to be comparable.
@@ -126,6 +134,10 @@ class RetrievalEvaluation(Callback):
             for name, score in scores.items():
                 metrics |= _prefixed(f"feature/{name}", score)
         metrics["zero_vectors"] = float(search.zero_vectors(chosen["product"]))
+        if model.uses_in_batch_negatives:
+            # Of one process's batch, so that the number does not depend on how many processes evaluate. The gallery,
+            # because training pictures have no labels that anything may read.
+            metrics["false_negatives_per_batch"] = false_negatives_per_batch(labels[1], data.batch_size)
 
         per_query: dict[str, np.ndarray] = {}
         for role, name in chosen.items():

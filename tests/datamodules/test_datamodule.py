@@ -293,3 +293,29 @@ def test_a_tokenizer_that_is_not_the_models_is_refused(folder: Path, key: str) -
 def test_more_regions_than_the_model_takes_are_refused_before_training(regions_folder: Path) -> None:
     with pytest.raises(DataError, match=r"up to \d regions a picture, the model takes num_regions=1"):
         _data(regions_folder, REGIONS._replace(num_regions=1)).setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        (GRID._replace(end_token_id=7), "has end_token_id 3, the model 7.*set model.end_token_id=3"),
+        (
+            GRID._replace(tokenizer="open_clip:ViT-B-32", mask_token_id=103),
+            "no token for the model's mask_token_id 103.*'shards'",
+        ),
+    ],
+)
+def test_a_tokenizer_without_what_the_model_needs_is_refused(folder: Path, spec: InputSpec, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        _data(folder, spec).setup("fit")
+
+
+def test_batches_hold_what_clip_reads(folder: Path) -> None:
+    spec = GRID._replace(tokenizer="open_clip:ViT-B-32", resize="shortest", interpolation="bicubic", text_length=16)
+    data = _data(folder, spec)
+    data.setup("fit")
+    batch = next(iter(data.val_dataloader()[0]))
+    assert batch.images_B3HW.shape[1:] == (3, 8, 8)
+    last = batch.token_mask_BT.sum(1) - 1
+    assert (batch.tokens_BT.argmax(1) == last).all()
+    assert (batch.tokens_BT[:, 0] == 49406).all()

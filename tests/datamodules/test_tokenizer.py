@@ -125,3 +125,67 @@ def test_a_local_hugging_face_folder_keeps_its_own_ids(tmp_path: Path, folder: P
     tokenizer = load_tokenizer(str(tmp_path), folder)
     assert (tokenizer.pad_id, tokenizer.mask_id, tokenizer.vocab_size) == (1, 2, 8)
     assert tokenizer.encode_batch(["Hello 补"], 6)[0].tolist() == [[3, 0, 6, 4, 1, 1]]
+
+
+def test_a_tokenizer_without_mask_frames_captions_all_the_same(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[CLS]", "[SEP]", "[UNK]", "hello"]), encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "mask_token": null}')
+    tokenizer = load_tokenizer(str(tmp_path), folder)
+    assert tokenizer.mask_id is None
+    assert tokenizer.encode_batch(["hello"], 5)[0].tolist() == [[1, 4, 2, 0, 0]]
+
+
+def test_clips_tokenizer_gives_open_clips_rows_and_the_mask_ends_with_the_closing_token(folder: Path) -> None:
+    import open_clip
+
+    tokenizer = load_tokenizer("open_clip:ViT-B-32", folder)
+    captions = ["wow!!!", "A red lipstick, 3.5 g", "mascara " * 50, "韩国"]
+    tokens_BT, mask_BT = tokenizer.encode_batch(captions, 20)
+    assert torch.equal(tokens_BT, open_clip.get_tokenizer("ViT-B-32")(captions, context_length=20))
+    assert (tokenizer.vocab_size, tokenizer.end_id, tokenizer.mask_id) == (49408, 49407, None)
+    last = mask_BT.sum(1) - 1
+    assert (tokens_BT[range(4), last] == tokenizer.end_id).all()
+    assert mask_BT.sum(1)[2] == 20
+    assert (mask_BT.int().diff(dim=1) <= 0).all()
+    assert tokenizer.decode(tokens_BT[1].tolist()) == "a red lipstick , 3 . 5 g"
+    with pytest.raises(DataError, match=r"no such architecture; near: .*ViT-B-32"):
+        load_tokenizer("open_clip:ViT-B32", folder)
+
+
+def test_an_unreachable_tokenizer_of_open_clip_says_where_to_put_a_folder(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    import open_clip
+
+    def fails(name: str) -> object:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(open_clip, "get_tokenizer", fails)
+    with pytest.raises(DataError, match=r"no route to host.*give that folder's path"):
+        load_tokenizer("open_clip:ViT-B-16-SigLIP", folder)
+
+
+@pytest.mark.parametrize(("pad_id", "real"), [(0, [3, 2, 5]), (9, [3, 2, 5])])
+def test_padding_of_open_clips_hugging_face_tokenizers_is_masked(
+    pad_id: int, real: list[int], monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    """Also where the closing token, 9, fills up as well."""
+    import open_clip
+
+    class Inner:
+        pad_token_id, eos_token_id, mask_token_id = pad_id, 9, None
+
+        def __len__(self) -> int:
+            return 20
+
+    class Wrapper:
+        tokenizer = Inner()
+
+        def __call__(self, captions: list[str], context_length: int) -> torch.Tensor:
+            rows = [[4] * min(len(text), context_length - 1) + [9] for text in captions]
+            return torch.tensor([row + [pad_id] * (context_length - len(row)) for row in rows])
+
+    monkeypatch.setattr(open_clip, "get_tokenizer", lambda name: Wrapper())
+    tokenizer = load_tokenizer("open_clip:ViT-B-16-SigLIP", folder)
+    assert (tokenizer.vocab_size, tokenizer.end_id, tokenizer.mask_id) == (20, 9, None)
+    assert tokenizer.encode_batch(["ab", "a", "abcdefg"], 5)[1].sum(1).tolist() == real

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from datamodules.pictures import PictureError, decode_picture, plain_jpeg_size
-from datamodules.transforms import Jitter, Letterbox, picture_to_square
+from datamodules.transforms import Fit, Jitter, Letterbox, picture_to_square
 
 
 def _bytes(image: Image.Image, codec: str = "PNG", **options: object) -> bytes:
@@ -154,3 +154,50 @@ def test_jitter_is_seeded_light_and_never_mirrors(width: int, height: int, seed:
 def test_different_seeds_give_different_views() -> None:
     data = _bytes(_two_tone((50, 50)))
     assert len({_square(data, rng=Random(seed))[0].tobytes() for seed in range(8)}) > 4
+
+
+def _fitted(data: bytes, fit: Fit, size_px: int = 32, rng: Random | None = None) -> tuple[np.ndarray, Letterbox]:
+    out = np.full((size_px, size_px, 3), 7, np.uint8)
+    return out, picture_to_square(data, out, Jitter() if rng else None, rng, fit)
+
+
+def _smooth(size: tuple[int, int]) -> Image.Image:
+    """Something with detail that resampling keeps."""
+    width, height = size
+    y, x = np.mgrid[:height, :width]
+    waves = [127 + 100 * np.sin(x / (7 + c)) * np.cos(y / (9 - c)) for c in range(3)]
+    return Image.fromarray(np.stack(waves, -1).astype(np.uint8))
+
+
+@pytest.mark.parametrize("resize", ["shortest", "squash"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(97, 60), (60, 97), (33, 32), (64, 64), (20, 31)])
+def test_what_weights_of_open_clip_know_is_what_open_clip_gives(
+    resize: str, interpolation: str, size: tuple[int, int]
+) -> None:
+    from open_clip import image_transform
+    from torchvision.transforms import Compose
+
+    transform = image_transform(32, is_train=False, resize_mode=resize, interpolation=interpolation)
+    pixels = Compose(transform.transforms[:-1])(_smooth(size))  # without the normalisation, which the model does
+    expected = (pixels.permute(1, 2, 0).numpy() * 255).round()
+    out, _ = _fitted(_bytes(_smooth(size)), Fit(resize, interpolation))
+    assert np.abs(out - expected).max() <= 2
+
+
+def test_a_crop_lies_in_the_middle_in_evaluation_and_anywhere_in_training() -> None:
+    data = _bytes(_two_tone((96, 32)))
+    middle, box = _fitted(data, Fit("shortest"))
+    assert (middle[:, :15, 0] > 150).all()
+    assert (middle[:, 17:, 2] > 150).all()
+    assert (box.scale_x, box.left_px, box.top_px) == (1.0, -32, 0)
+    red = {int((_fitted(data, Fit("shortest"), rng=Random(seed))[0][..., 0] > 150).sum()) for seed in range(20)}
+    assert min(red) == 0
+    assert max(red) == 32 * 32
+    assert len(red) > 5
+
+
+def test_a_picture_of_one_line_is_cropped_without_filling_the_memory() -> None:
+    out, box = _fitted(_bytes(Image.new("RGB", (20_000, 1), (0, 200, 0))), Fit("shortest"))
+    assert (out == (0, 200, 0)).all()
+    assert box.boxes(np.array([[9_999.5, 0, 10_000.5, 1]])).tolist() == [[0, 0, 32, 32]]

@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from lightning_modules import RetrievalModule
 from lightning_modules.distributed import all_sum, rank, world_size
 from lightning_modules.example_batch import example_batch
 from lightning_modules.objectives.draws import Draws
 from tests.distributed.gloo import run_on_ranks
-from tests.lightning_modules.tiny_models import tiny_capture
+from tests.lightning_modules.tiny_models import tiny_capture, tiny_clip
 
 BATCH = 12  # divides by 1, 2 and 3
+MODELS: dict[str, Callable[[], RetrievalModule]] = {
+    "regions": lambda: tiny_capture(visual_input="regions", dropout=0.0),
+    "grid": lambda: tiny_capture(visual_input="grid", dropout=0.0),
+    "clip": lambda: tiny_clip(objectives=["infonce", "sigmoid"]),
+}
 
 
 def _losses_and_gradients() -> dict[str, torch.Tensor]:
-    """Of both visual inputs (one process group for both: starting one costs seconds)."""
-    return {
-        f"{visual_input}/{name}": value
-        for visual_input in ("regions", "grid")
-        for name, value in _of_model(visual_input).items()
-    }
+    """Of every model (one process group for all: starting one costs seconds)."""
+    return {f"{model}/{name}": value for model in MODELS for name, value in _of_model(model).items()}
 
 
-def _of_model(visual_input: str) -> dict[str, torch.Tensor]:
+def _of_model(name: str) -> dict[str, torch.Tensor]:
     """Each loss averaged over ranks, and the gradients as DDP would average them."""
     torch.manual_seed(0)
-    model = tiny_capture(visual_input=visual_input, dropout=0.0)
+    model = MODELS[name]()
     whole = example_batch(model.input_spec(), batch_size=BATCH)
     rows = slice(rank() * BATCH // world_size(), (rank() + 1) * BATCH // world_size())
     batch = whole.rows(rows)
@@ -44,9 +47,9 @@ def _of_model(visual_input: str) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("world", [2, 3])
 def test_losses_and_gradients_equal_one_process(world: int, tmp_path: Path) -> None:
     expected = _losses_and_gradients()
-    assert all(
-        expected[f"{visual}/loss_{name}"] > 0 for visual in ("regions", "grid") for name in ("clr", "mlm", "mrm")
-    )
+    losses = {"regions": ("clr", "mlm", "mrm"), "grid": ("clr", "mlm", "mrm"), "clip": ("infonce", "sigmoid")}
+    assert all(expected[f"{model}/loss_{name}"] > 0 for model, names in losses.items() for name in names)
+    assert all(expected[f"clip/grad/{name}.log_scale"] != 0 for name in losses["clip"])
     for found in run_on_ranks(world, tmp_path, _losses_and_gradients):
         assert found.keys() == expected.keys()
         for name, value in expected.items():

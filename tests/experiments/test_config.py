@@ -43,7 +43,7 @@ def write_folder(path: Path, name: str, **changes: object) -> Path:
         "data_hash": "0123456789abcdef",
     }
     (path / "manifest.json").write_text(json.dumps({**manifest, **changes}))
-    (path / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"[MASK]": 9}}}))
+    (path / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"[SEP]": 8, "[MASK]": 9}}}))
     return path
 
 

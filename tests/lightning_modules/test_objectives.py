@@ -13,8 +13,10 @@ from torch import Tensor
 from lightning_modules.objectives.chosen import chosen
 from lightning_modules.objectives.cross_modal_contrast import CrossModalContrast
 from lightning_modules.objectives.draws import Draws
+from lightning_modules.objectives.image_text_contrast import ImageTextContrast
 from lightning_modules.objectives.masked_language_modelling import NOT_MASKED, MaskedLanguageModelling
 from lightning_modules.objectives.masked_region_modelling import MaskedRegionModelling, region_moments
+from lightning_modules.objectives.pairwise_sigmoid import PairwiseSigmoid
 
 CPU = torch.device("cpu")
 
@@ -49,6 +51,48 @@ def test_contrast_of_aligned_pairs_is_lower_than_of_shuffled() -> None:
     image = torch.eye(6)
     contrast = CrossModalContrast()
     assert contrast(image, image) < contrast(image, image.roll(1, 0)) - 1
+
+
+def _cosines(image: Tensor, text: Tensor) -> list[list[float]]:
+    def unit(row: list[float]) -> list[float]:
+        norm = math.sqrt(sum(x * x for x in row))
+        return [x / norm for x in row]
+
+    return [[sum(x * y for x, y in zip(unit(i), unit(t), strict=True)) for t in text.tolist()] for i in image.tolist()]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7])
+def test_infonce_equals_figure_3_of_clip(batch: int) -> None:
+    image, text = torch.randn(2, batch, 5, generator=torch.Generator().manual_seed(batch))
+    scale = 1 / 0.07
+    logits = [[scale * cosine for cosine in row] for row in _cosines(image, text)]
+    loss_i = loss_t = 0.0
+    for n in range(batch):  # axis 0, then axis 1
+        loss_i -= math.log(math.exp(logits[n][n]) / sum(math.exp(logits[m][n]) for m in range(batch))) / batch
+        loss_t -= math.log(math.exp(logits[n][n]) / sum(math.exp(logits[n][m]) for m in range(batch))) / batch
+    assert ImageTextContrast()(image, text).item() == pytest.approx((loss_i + loss_t) / 2, rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7])
+def test_pairwise_sigmoid_equals_algorithm_1_of_siglip(batch: int) -> None:
+    image, text = torch.randn(2, batch, 5, generator=torch.Generator().manual_seed(batch))
+    t, bias = math.exp(math.log(10)), -10.0
+    total = 0.0
+    for i, row in enumerate(_cosines(image, text)):
+        for j, cosine in enumerate(row):
+            label = 1 if i == j else -1
+            total -= math.log(1 / (1 + math.exp(-label * (t * cosine + bias))))
+    assert PairwiseSigmoid()(image, text).item() == pytest.approx(total / batch, rel=1e-5)
+
+
+def test_the_learned_scale_never_exceeds_100_and_comes_back_from_there() -> None:
+    contrast = ImageTextContrast()
+    contrast.log_scale.data.fill_(7.0)
+    image = torch.eye(4)
+    contrast(image, image.roll(1, 0)).backward()  # every pair is wrong: a smaller scale is better
+    assert contrast.log_scale.exp().item() == pytest.approx(100)
+    assert contrast.log_scale.grad is not None
+    assert contrast.log_scale.grad.item() > 1
 
 
 def test_token_masking_follows_its_rates_and_spares_special_tokens() -> None:

@@ -1,10 +1,10 @@
-"""Small CAPTURE models for tests."""
+"""Small models for tests: `tiny_<class>(**changes)` for every model of the package."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from lightning_modules import CAPTURE
+from lightning_modules import CAPTURE, CLIP
 
 
 def tiny_capture(**changes: Any) -> CAPTURE:
@@ -33,3 +33,15 @@ def tiny_capture(**changes: Any) -> CAPTURE:
         "co_heads": 4,
     }
     return CAPTURE(**(sizes | changes))
+
+
+CLIP_CONFIG: dict[str, Any] = {  # as open_clip writes them
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 12, "vocab_size": 120, "width": 32, "heads": 2, "layers": 1},
+}
+
+
+def tiny_clip(**changes: Any) -> CLIP:
+    """CLIP with width 32 on pictures of 32 px."""
+    return CLIP(**({"architecture": CLIP_CONFIG, "pretrained": None} | changes))

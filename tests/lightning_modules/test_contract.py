@@ -1,0 +1,159 @@
+"""What every model of the package promises, whatever its paper.
+
+The models are found by their export. A new one needs `tiny_<class>` in tiny_models.py, a constant OBJECTIVES beside its
+class, and each objective that is left out as an attribute of that name that is None.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+from itertools import chain, combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import lightning_modules
+from datamodules.batch import ProductBatch
+from lightning_modules import RetrievalModule
+from lightning_modules.example_batch import example_batch
+from lightning_modules.objectives.draws import Draws
+from retrieval import rank, textbook_metrics
+from tests.lightning_modules import tiny_models
+
+
+def _models() -> list[type[RetrievalModule]]:
+    exported = [getattr(lightning_modules, name) for name in lightning_modules.__all__]
+    return [
+        found
+        for found in exported
+        if isinstance(found, type) and issubclass(found, RetrievalModule) and found is not RetrievalModule
+    ]
+
+
+MODELS = _models()
+by_model = pytest.mark.parametrize("kind", MODELS, ids=lambda kind: kind.__name__)
+
+
+def _tiny(kind: type[RetrievalModule], **changes: Any) -> RetrievalModule:
+    return getattr(tiny_models, f"tiny_{kind.__name__.lower()}")(**changes)
+
+
+def _objectives(kind: type[RetrievalModule]) -> tuple[str, ...]:
+    return sys.modules[kind.__module__].OBJECTIVES  # type: ignore[attr-defined]
+
+
+def _total(model: RetrievalModule, batch: ProductBatch, step: int = 0) -> torch.Tensor:
+    losses = model.losses(batch, Draws(0, step, model.device))
+    return torch.stack([value for name, value in losses.items() if not name.startswith("_")]).sum()
+
+
+def test_there_are_models() -> None:
+    assert {"CAPTURE", "CLIP"} <= {kind.__name__ for kind in MODELS}
+
+
+@by_model
+def test_embeddings_are_unit_fp32_and_independent_of_the_batch(kind: type[RetrievalModule]) -> None:
+    torch.manual_seed(0)
+    model = _tiny(kind)
+    batch = example_batch(model.input_spec(), batch_size=6)
+    together = model.encode(batch)
+    order = [4, 2, 5]
+    some = model.encode(batch.rows(order))
+    alone = {name for names in model.modalities.values() for name in names}
+    assert {"product", *model.modalities, *model.candidate_features, *alone} == set(together)
+    for name, vectors in together.items():
+        assert vectors.dtype == torch.float32
+        norms = vectors.norm(dim=-1)
+        assert ((norms - 1).abs() < 1e-5).logical_or(norms == 0).all()
+        torch.testing.assert_close(some[name], vectors[order], atol=2e-6, rtol=0)
+
+
+@by_model
+def test_what_lies_under_the_masks_does_not_matter(kind: type[RetrievalModule]) -> None:
+    torch.manual_seed(0)
+    model = _tiny(kind)
+    batch = example_batch(model.input_spec(), batch_size=5)
+    noisy = batch._replace(tokens_BT=torch.where(batch.token_mask_BT, batch.tokens_BT, 77))
+    if batch.region_mask_BR is not None and batch.features_BRD is not None:
+        noise = torch.full_like(batch.features_BRD, 9.0)
+        noisy = noisy._replace(features_BRD=torch.where(batch.region_mask_BR[..., None], batch.features_BRD, noise))
+    for name, vectors in model.encode(batch).items():
+        torch.testing.assert_close(model.encode(noisy)[name], vectors, atol=2e-6, rtol=0)
+
+
+@by_model
+def test_a_saved_model_comes_back(kind: type[RetrievalModule], tmp_path: Path) -> None:
+    model = _tiny(kind, retrieval_feature="auto")
+    model.selected_features["product"] = model.candidate_features[-1]
+    model.save_pretrained(tmp_path)
+    again = kind.from_pretrained(tmp_path)
+    batch = example_batch(model.input_spec())
+    expected = model.encode(batch)
+    assert again.selected_features == model.selected_features
+    assert again.input_spec() == model.input_spec()
+    for name, vectors in again.encode(batch).items():
+        assert torch.equal(vectors, expected[name])
+
+
+@pytest.mark.parametrize(
+    ("kind", "objectives"),
+    [
+        pytest.param(kind, list(chosen), id=f"{kind.__name__}-{'+'.join(chosen)}")
+        for kind in MODELS
+        for chosen in chain.from_iterable(
+            combinations(_objectives(kind), n) for n in range(1, len(_objectives(kind)) + 1)
+        )
+    ],
+)
+def test_every_trainable_parameter_is_used_by_the_chosen_objectives(
+    kind: type[RetrievalModule], objectives: list[str]
+) -> None:
+    model = _tiny(kind, objectives=objectives)
+    model.setup("fit")
+    _total(model, example_batch(model.input_spec(), seed=1), step=1).backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    assert sum(p.requires_grad for p in model.parameters()) > 10
+    left_out = set(_objectives(kind)) - set(objectives)
+    assert [name for name in left_out if getattr(model, name) is not None] == []
+
+
+@by_model
+def test_eight_products_are_learned_by_heart(kind: type[RetrievalModule]) -> None:
+    """Which caption belongs to which picture: perfect after a few seconds, not before."""
+    torch.manual_seed(0)
+    model = _tiny(kind)
+    model.setup("fit")
+    batch = example_batch(model.input_spec(), batch_size=8)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    before = _across(model, batch)
+    for step in range(200):
+        optimizer.zero_grad()
+        _total(model, batch, step).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 20 == 19 and _across(model, batch) == 1.0:
+            break
+    assert before < 0.9
+    assert _across(model, batch) == 1.0
+
+
+def _across(model: RetrievalModule, batch: ProductBatch) -> float:
+    vectors = model.encode(batch)
+    image, text = (vectors[model.modalities[name][0]].numpy() for name in ("image", "text"))
+    ids = np.array([f"item{row}" for row in range(len(image))])
+    labels = [(str(name),) for name in ids]
+    return textbook_metrics(rank(image, text, ids, ids, k=8), labels, labels, ks=(8,))["mAP@8"]
+
+
+@by_model
+def test_a_step_never_waits_for_the_device(kind: type[RetrievalModule], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Meta tensors hold no values: whatever had to look at one (a count, a boolean index, an item) would raise."""
+    monkeypatch.setattr(torch, "autocast", lambda *args, **more: nullcontext())  # it knows no meta device
+    model = _tiny(kind, objectives=list(_objectives(kind))).to("meta").train()
+    total = _total(model, example_batch(model.input_spec(), model.device, batch_size=6))
+    total.backward()
+    assert total.device.type == "meta"
