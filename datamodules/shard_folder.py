@@ -11,10 +11,11 @@ import numpy as np
 
 from datamodules.annotations import AnnotationRow, read_rows
 from datamodules.batch import InputSpec
-from datamodules.batching import PICTURE, RECORD
+from datamodules.batching import PICTURE, RECORD, REGIONS
 from datamodules.catalogues.record import SPLITS
 from datamodules.errors import DataError
 from datamodules.manifest import Manifest, ShardEntry, how_to_build, read_manifest
+from datamodules.regions import unpack_regions
 from datamodules.shards import read_range, read_shard
 
 
@@ -87,6 +88,16 @@ class ShardFolder:
                 return sample.members[PICTURE]
         raise DataError(f"{self.path}: row {row} of {split} has no picture.")
 
+    def _sample_with_more(self, num_regions: int) -> str:
+        """File and id of the first sample with more regions, to be named in an error; reads up to there."""
+        for split in SPLITS:
+            for entry in self.shards(split):
+                for sample in read_shard(self.path / entry["file"]):
+                    if len(unpack_regions(sample.members[REGIONS]).boxes_R4) > num_regions:
+                        item = json.loads(sample.members[RECORD])["id"]
+                        return f"{self.path / entry['file']}, sample '{item}', .{REGIONS}"
+        return str(self.path)  # the manifest overstates
+
     def check_visual_input(self, spec: InputSpec) -> None:
         """Refuse a model that wants what the shards do not hold.
 
@@ -115,8 +126,8 @@ class ShardFolder:
                 )
             if regions["max"] > spec.num_regions:
                 raise DataError(
-                    f"{self.path} holds up to {regions['max']} regions a picture, the model takes num_regions="
-                    f"{spec.num_regions}. Raise model.num_regions, or store fewer regions."
+                    f"{self._sample_with_more(spec.num_regions)}: {regions['max']} regions a picture at most, the "
+                    f"model takes num_regions={spec.num_regions}. Raise model.num_regions, or store fewer regions."
                 )
         else:
             raise DataError(f"Unknown visual input '{spec.visual_input}'; there are 'grid' and 'regions'.")

@@ -272,9 +272,10 @@ def test_bad_settings_are_told_with_the_remedy(folder: Path, regions_folder: Pat
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_too_many_regions_name_key_file_and_id_also_from_a_worker(regions_folder: Path, num_workers: int) -> None:
-    data = _data(regions_folder, REGIONS._replace(num_regions=2), num_workers=num_workers)
+def test_an_unfit_sample_names_key_file_and_id_also_from_a_worker(regions_folder: Path, num_workers: int) -> None:
+    data = _data(regions_folder, REGIONS, num_workers=num_workers)
     data.setup("test")
+    data.use_input_spec(REGIONS._replace(num_regions=2))  # as if the manifest understated
     with pytest.raises(DataError) as caught:
         _rows(data.test_dataloader()[0])
     message = str(caught.value)
@@ -291,7 +292,8 @@ def test_a_tokenizer_that_is_not_the_models_is_refused(folder: Path, key: str) -
 
 
 def test_more_regions_than_the_model_takes_are_refused_before_training(regions_folder: Path) -> None:
-    with pytest.raises(DataError, match=r"up to \d regions a picture, the model takes num_regions=1"):
+    words = r"train-000000.tar, sample 'train\.\d+', .regions.npz: \d regions a picture at most, .* num_regions=1"
+    with pytest.raises(DataError, match=words):
         _data(regions_folder, REGIONS._replace(num_regions=1)).setup("fit")
 
 
