@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import re
 import tarfile
@@ -25,11 +26,14 @@ from datamodules.near_duplicates import fingerprint
 from datamodules.pictures import PictureError, decode_picture
 from datamodules.regions import BadRegionsError, Regions, pack_regions
 
+log = logging.getLogger(__name__)
+
 RECEIPTS = ".build"  # folder of receipts inside the shard folder; gone when the build is finished
 
 RegionSource = Callable[[ProductRecord], Regions | None]
 
 _ID = re.compile(r"[A-Za-z0-9_.-]+")
+_NAMED_PER_SHARD = 3  # damaged samples of a kind that the log names; all are counted
 _FINGERPRINT_PX = 64  # a JPEG need not be decoded larger for its fingerprint
 
 
@@ -70,6 +74,8 @@ def write_shard(catalogue: Catalogue, job: ShardJob, options: Options) -> None:
                 made = _make(catalogue, job.split, item, options)
                 if isinstance(made, Skipped):
                     skipped[made.reason] += 1
+                    if made.detail and skipped[made.reason] <= _NAMED_PER_SHARD:
+                        log.warning("Left out %s item '%s', %s: %s", job.split, made.id, made.reason, made.detail)
                     continue
                 _add_members(tar, f"{key:09d}", made)
                 rows.append(made.row)
@@ -147,7 +153,7 @@ def _make(catalogue: Catalogue, split: Split, item: Any, options: Options) -> _M
         regions = options.regions(record)
         packed = None if regions is None else pack_regions(regions)
     except BadRegionsError as error:
-        return Skipped(record.id, error.reason)
+        return Skipped(record.id, error.reason, str(error))
     if regions is None or packed is None:
         return Skipped(record.id, "missing_regions")
     num, width = np.shape(regions.features_RD)

@@ -31,6 +31,7 @@ class Skipped(NamedTuple):
 
     id: str
     reason: str  # snake_case, e.g. empty_caption, missing_picture, undecodable_picture
+    detail: str = ""  # what exactly is wrong, for the log
 
 
 class Catalogue(Protocol):

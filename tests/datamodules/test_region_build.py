@@ -11,9 +11,11 @@ import pytest
 
 from datamodules import InputSpec, Product1M
 from datamodules.catalogues import open_catalogue
+from datamodules.catalogues.record import ProductRecord
 from datamodules.errors import DataError
 from datamodules.manifest import read_manifest
 from datamodules.region_sources import open_region_store, write_region_file
+from datamodules.regions import Regions
 from datamodules.verify import verify
 from datamodules.write_shards import build
 from experiments.cli import main
@@ -25,6 +27,7 @@ from tests.datamodules.region_files import (
     write_lmdb,
     write_tsv,
 )
+from tests.datamodules.tiny_catalogue import TinyCatalogue, tiny_regions
 from tests.datamodules.tiny_shops import official, write_product1m
 
 NUM_REGIONS, WIDTH = 36, 2048
@@ -184,3 +187,20 @@ def test_a_catalogue_without_pictures_cannot_give_any(raw: Path, tmp_path: Path)
     assert "pictures" not in open_catalogue("product1m", raw).settings(), "folders built before stay up to date"
     with pytest.raises(DataError, match="was told to read no pictures"):
         build(catalogue, tmp_path / "out", progress=False)
+
+
+def test_damaged_regions_are_counted_and_the_first_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def regions(record: ProductRecord) -> Regions | None:
+        found = tiny_regions(record)
+        if record.id.startswith("train.") and int(record.id[6:]) < 5:
+            found.features_RD[0, 0] = np.nan
+        return found
+
+    counts = {"train": 12, "val": 2, "test": 2, "gallery": 2}
+    manifest = build(
+        TinyCatalogue(counts, size_px=8), tmp_path / "shop", regions=regions, vocab_size=60, progress=False
+    )
+    assert manifest["splits"]["train"]["skipped"] == {"non_finite_regions": 5}
+    named = [message for message in caplog.messages if "Left out train item 'train." in message]
+    assert len(named) == 3
+    assert all("non_finite_regions" in message and "'features'" in message for message in named)
