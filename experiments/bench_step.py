@@ -17,7 +17,7 @@ from torch import Tensor
 from lightning_modules import CAPTURE
 from lightning_modules.callbacks.speed import Speed
 from lightning_modules.callbacks.throughput import peak_memory_mb
-from lightning_modules.capture import Fused, HybridStreamTransformer
+from lightning_modules.capture_network import Fused, HybridStreamTransformer
 from lightning_modules.example_batch import example_batch
 from lightning_modules.flops import matrix_product_rate
 from lightning_modules.layers import attention

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lightning_modules.layers.pooling import masked_mean
 
 if TYPE_CHECKING:
-    from lightning_modules.capture import Fused, Streams
+    from lightning_modules.capture_network import Fused, Streams
 
 # Products are element-wise image ⊙ text; "both" concatenates the co-transformer's and the streams'.
 # Nothing trains the co-transformer's first positions directly (MLM skips [CLS], MRM skips the whole-image region,

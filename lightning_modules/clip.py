@@ -38,7 +38,7 @@ from lightning_modules.errors import ModelError
 from lightning_modules.objectives.draws import Draws
 from lightning_modules.objectives.image_text_contrast import ImageTextContrast
 from lightning_modules.objectives.pairwise_sigmoid import PairwiseSigmoid
-from lightning_modules.retrieval_module import RetrievalModule
+from lightning_modules.retrieval_module import RetrievalModule, check_objectives
 
 OBJECTIVES = ("infonce", "sigmoid")
 
@@ -94,7 +94,7 @@ class CLIP(RetrievalModule):
     ) -> None:
         super().__init__(retrieval_feature, lr, weight_decay, warmup_fraction, pretrained_lr_scale, betas, adam_eps)
         self.save_hyperparameters()
-        _check_objectives(objectives)
+        check_objectives(objectives, OBJECTIVES)
         source = _source(architecture, pretrained)
         if isinstance(architecture, str) and architecture.endswith(".json"):
             self.hparams["architecture"] = source.as_json  # a saved model needs no file beside it
@@ -384,11 +384,3 @@ def _said(error: Exception) -> str:
     if len(lines) > 1 and lines[0].endswith(":"):
         lines = lines[1:]
     return (lines or [type(error).__name__])[0][:200]
-
-
-def _check_objectives(objectives: list[str]) -> None:
-    unknown = [name for name in objectives if name not in OBJECTIVES]
-    if unknown:
-        raise ModelError(f"model.objectives: {unknown[0]!r} is unknown; known: {', '.join(OBJECTIVES)}")
-    if not objectives or len(set(objectives)) != len(objectives):
-        raise ModelError(f"model.objectives: {objectives} must name at least one objective, each once")

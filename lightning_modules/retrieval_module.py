@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -250,3 +250,12 @@ class RetrievalModule(lightning.LightningModule, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.retrieval_feature == "auto":
             self.selected_features = dict(checkpoint["selected_features"])
+
+
+def check_objectives(chosen: Sequence[str], known: Sequence[str]) -> None:
+    """Raise `ModelError` unless a model is given at least one objective, each known and once."""
+    unknown = [name for name in chosen if name not in known]
+    if unknown:
+        raise ModelError(f"model.objectives: {unknown[0]!r} is unknown; known: {', '.join(known)}")
+    if not chosen or len(set(chosen)) != len(chosen):
+        raise ModelError(f"model.objectives: {chosen} must name at least one objective, each once")
