@@ -22,13 +22,12 @@ from torch import Tensor
 
 from datamodules.batch import InputSpec, ProductBatch
 from lightning_modules.bert_weights import load_text_stream, read_bert
-from lightning_modules.capture_features import CANDIDATES, MODALITIES, retrieval_features
-from lightning_modules.capture_network import BAGS, HybridStreamTransformer
+from lightning_modules.capture_features import CANDIDATES, retrieval_features
+from lightning_modules.capture_network import HybridStreamTransformer
 from lightning_modules.errors import ModelError
 from lightning_modules.layers.embeddings import init_bert_style
 from lightning_modules.layers.pooling import StreamPooling
-from lightning_modules.layers.regions import GlobalPooling, GridRegions, PrecomputedRegions, with_global
-from lightning_modules.layers.whitening import Whitening
+from lightning_modules.layers.regions import GlobalPooling, build_visual_input, with_global
 from lightning_modules.objectives.chosen import nothing_chosen
 from lightning_modules.objectives.cross_modal_contrast import CrossModalContrast
 from lightning_modules.objectives.draws import Draws
@@ -36,6 +35,7 @@ from lightning_modules.objectives.masked_language_modelling import MaskedLanguag
 from lightning_modules.objectives.masked_region_modelling import MaskedRegionModelling, region_moments
 from lightning_modules.official_weights import capture_arguments, official_name, translate
 from lightning_modules.retrieval_module import RetrievalModule, check_objectives
+from lightning_modules.stream_features import MODALITIES, stream_whitening
 
 OBJECTIVES = ("mlm", "mrm", "clr")
 
@@ -139,13 +139,9 @@ class CAPTURE(RetrievalModule):
         self.spec = InputSpec(
             tokenizer, text_length, visual_input, num_regions, region_width, image_size_px, vocab_size, mask_token_id
         )
-        self.visual: PrecomputedRegions | GridRegions
-        if visual_input == "grid":
-            self.visual = GridRegions(backbone, image_size_px, backbone_weights)
-            if backbone_weights:
-                self.pretrained_prefixes += ("visual.backbone.",)
-        else:
-            self.visual = PrecomputedRegions(region_width)
+        self.visual = build_visual_input(visual_input, region_width, backbone, image_size_px, backbone_weights)
+        if backbone_weights:
+            self.pretrained_prefixes += ("visual.backbone.",)
         self.network = HybridStreamTransformer(
             vocab_size=vocab_size,
             region_width=self.visual.region_width,
@@ -178,13 +174,11 @@ class CAPTURE(RetrievalModule):
             self.mrm.apply(partial(init_bert_style, std=init_std))
         if "clr" in objectives:
             self.clr = CrossModalContrast(temperature)
+        self.whitening_samples = whitening_samples
         if whitening_samples:
-            self.whitening_samples = whitening_samples
-            self.whitening.update({name: Whitening(width) for name in BAGS})
-            # The contrast has already spread the pooled streams: they need little more than centring.
-            pooled = ("pooled_text", "pooled_image")
-            self.whitening.update({name: Whitening(output_width, shrinkage=1.0) for name in pooled})
-        self.uses_in_batch_negatives = self.clr is not None
+            for modality in MODALITIES:
+                self.whitening.update(stream_whitening(modality, width, output_width))
+        self.uses_in_batch_negatives = self.compares_samples = self.clr is not None
         self.text_weights = text_weights
         if text_weights:
             self.pretrained_prefixes += ("network.text_embedding.", "network.text_layers.")
@@ -254,7 +248,9 @@ class CAPTURE(RetrievalModule):
         losses: dict[str, Tensor] = {}
         if self.mlm is not None or self.mrm is not None:
             read = (in_text.position_BK, in_image.position_BK + 1)  # the whole-image region stands first
-            fused = self.network.fuse(masked.text_BTD, part.token_mask_BT, masked.image_BRD, regions.mask_BR, read)
+            fused = self.network.fuse(
+                masked.text.states_BND, part.token_mask_BT, masked.image.states_BND, regions.mask_BR, read
+            )
         if self.mlm is not None:
             outputs_MD = fused.text_BTD.flatten(0, 1)[in_text.in_grid_M]
             targets_M = targets_BT.flatten()[in_text.in_batch_M]
@@ -269,7 +265,7 @@ class CAPTURE(RetrievalModule):
             if moments is not None:  # near 0 = the features have collapsed
                 losses["_mrm_target_variance"] = moments.variance_D.mean()
         if self.clr is not None:
-            losses["loss_clr"] = self.clr(contrasted.pooled_image_BD, contrasted.pooled_text_BD)
+            losses["loss_clr"] = self.clr(contrasted.image.pooled_BD, contrasted.text.pooled_BD)
         return losses
 
     def embed(self, batch: ProductBatch) -> dict[str, Tensor]:

@@ -13,28 +13,9 @@ from torch import Tensor, nn
 
 from lightning_modules.layers.attention import CoAttentionLayer, PostNormLayer, PreNormBlock, take
 from lightning_modules.layers.embeddings import RegionEmbedding, TextEmbedding, init_bert_style
-from lightning_modules.layers.pooling import PositionPooling, StreamPooling, weighted_sum
+from lightning_modules.layers.pooling import PositionPooling, StreamPooling
 from lightning_modules.layers.regions import Regions
-
-BAGS = ("words", "text_stream", "regions", "image_stream")
-
-
-class Streams(NamedTuple):
-    """Both streams before they meet.
-
-    `bags` are means over positions, by name: of the embedding layers and of the last self layers, with the weights of
-    the stream's pooling.
-    """
-
-    text_BTD: Tensor  # position 0 = [CLS]
-    image_BRD: Tensor  # position 0 = the whole image
-    pooled_text_BD: Tensor
-    pooled_image_BD: Tensor
-    bags: dict[str, Tensor]
-
-    def by_name(self) -> dict[str, Tensor]:
-        """Bags and pooled streams: what may be whitened."""
-        return self.bags | {"pooled_text": self.pooled_text_BD, "pooled_image": self.pooled_image_BD}
+from lightning_modules.stream_features import Streams, read_stream
 
 
 class Fused(NamedTuple):
@@ -104,7 +85,7 @@ class HybridStreamTransformer(nn.Module):
     def forward(self, tokens_BT: Tensor, token_mask_BT: Tensor, regions: Regions) -> tuple[Streams, Fused]:
         """Inputs: int64 tokens with their bool mask; regions with the whole-image region first."""
         streams = self.streams(tokens_BT, token_mask_BT, regions)
-        return streams, self.fuse(streams.text_BTD, token_mask_BT, streams.image_BRD, regions.mask_BR)
+        return streams, self.fuse(streams.text.states_BND, token_mask_BT, streams.image.states_BND, regions.mask_BR)
 
     def streams(self, tokens_BT: Tensor, token_mask_BT: Tensor, regions: Regions) -> Streams:
         """Embeddings and self layers, each stream on its own."""
@@ -115,20 +96,9 @@ class HybridStreamTransformer(nn.Module):
             text_BTD = layer(text_BTD, token_mask_BT)
         for layer in self.image_layers:
             image_BRD = layer(image_BRD, regions.mask_BR)
-        weight_BT = self.text_pooling.weights(text_BTD, token_mask_BT)
-        weight_BR = self.image_pooling.weights(image_BRD, regions.mask_BR)
-        bags = (
-            weighted_sum(words_BTD, weight_BT),
-            weighted_sum(text_BTD, weight_BT),
-            weighted_sum(regions_BRD, weight_BR),
-            weighted_sum(image_BRD, weight_BR),
-        )
         return Streams(
-            text_BTD,
-            image_BRD,
-            torch.relu(self.text_pooler(self.text_pooling(text_BTD, weight_BT))),
-            torch.relu(self.image_pooler(self.image_pooling(image_BRD, weight_BR))),
-            dict(zip(BAGS, bags, strict=True)),
+            read_stream(self.text_pooling, self.text_pooler, words_BTD, text_BTD, token_mask_BT),
+            read_stream(self.image_pooling, self.image_pooler, regions_BRD, image_BRD, regions.mask_BR),
         )
 
     def fuse(

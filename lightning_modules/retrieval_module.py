@@ -6,6 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, cast
 
 import lightning
@@ -33,7 +34,9 @@ class RetrievalModule(lightning.LightningModule, ABC):
         `losses(batch, draws)`: its objectives, one named scalar each, summed with weight 1;
         `embed(batch)`: its vectors by name: every name in `candidate_features`, the vectors that may serve as the
         product embedding, and every name in `modalities`, those of one modality alone, reported beside it;
-        `unwhitened(batch)`, if it fills `whitening`: the vectors that are to be whitened, by the same names.
+        `unwhitened(batch)`, if it fills `whitening`: the vectors that are to be whitened, by the same names;
+        `tasks`, if it trains one of several tasks per step: their shares; `losses` then takes the one that
+        `draws.choose(self.tasks)` says, which is the same on all ranks.
 
     Args:
         retrieval_feature: Which candidate is the product embedding; "auto" takes the one with the highest val/mAP@10 at
@@ -47,11 +50,14 @@ class RetrievalModule(lightning.LightningModule, ABC):
 
     candidate_features: tuple[str, ...] = ()
     modalities: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # "image", "text" -> candidates of that modality alone
+    tasks: Mapping[str, float] = MappingProxyType({"": 1.0})  # task -> how often a step trains it, in proportion
     whitening_samples: int = 0  # training pictures the whitening is learned from
     pretrained_prefixes: tuple[str, ...] = ()
-    uses_in_batch_negatives = True
+    uses_in_batch_negatives = True  # a contrast: more negatives are another objective
+    compares_samples = True  # some objective needs a second sample in the batch
     flops_per_sample = 0.0  # of a training step, forward and backward; counted when training is set up
     _copy_stream: torch.cuda.Stream | None = None
+    _idle: Sequence[nn.Parameter] = ()  # parameters that the current step's task does not train
 
     def __init__(
         self,
@@ -72,6 +78,7 @@ class RetrievalModule(lightning.LightningModule, ABC):
         product = self.candidate_features[0] if retrieval_feature == "auto" else retrieval_feature
         self.selected_features = {name: names[0] for name, names in self.modalities.items()} | {"product": product}
         self.whitening = nn.ModuleDict()  # name of a vector of `unwhitened` -> Whitening
+        self._trained_by: dict[str, set[str]] = {}  # task -> names of parameters
         self.lr = lr
         self.weight_decay = weight_decay
         self.warmup_fraction = warmup_fraction
@@ -141,21 +148,26 @@ class RetrievalModule(lightning.LightningModule, ABC):
             self._freeze_what_no_objective_trains()
 
     def _freeze_what_no_objective_trains(self) -> None:
-        """Freeze parameters that get no gradient from the chosen objectives, found by one backward on a random batch.
+        """Freeze parameters that get no gradient from the chosen objectives, found by a backward on a random batch.
 
-        Its operations are counted on the way.
+        One for each task; its operations are counted on the way.
 
         DDP raises on parameters without gradient, and counting them as trained would be dishonest: CAPTURE with the
         contrast alone, say, never reaches its cross layers.
         """
-        batch, counter = example_batch(self.input_spec(), self.device), FlopCounterMode(display=False)
-        with torch.random.fork_rng(devices=[]), torch.enable_grad(), counter:
-            losses = self.losses(batch, Draws(0, 0, self.device))
-            torch.stack([value for name, value in losses.items() if not name.startswith("_")]).sum().backward()
-        self.flops_per_sample = counter.get_total_flops() / len(batch.index_B)
-        for parameter in self.parameters():
-            parameter.requires_grad_(parameter.grad is not None)
-            parameter.grad = None
+        batch = example_batch(self.input_spec(), self.device)
+        flops = 0.0
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            for task, share in self.tasks.items():
+                with FlopCounterMode(display=False) as counter:
+                    total_loss(self.losses(batch, Draws(0, 0, self.device, task=task))).backward()
+                flops += share * counter.get_total_flops()
+                self._trained_by[task] = {name for name, p in self.named_parameters() if p.grad is not None}
+                self.zero_grad(set_to_none=True)
+        self.flops_per_sample = flops / sum(self.tasks.values()) / len(batch.index_B)
+        trained = set().union(*self._trained_by.values())
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name in trained)
 
     def transfer_batch_to_device(self, batch: ProductBatch, device: torch.device, dataloader_idx: int) -> ProductBatch:
         """On CUDA, on a stream of its own: the copy of a batch runs beside the step before it."""
@@ -172,13 +184,22 @@ class RetrievalModule(lightning.LightningModule, ABC):
         return moved
 
     def training_step(self, batch: ProductBatch, batch_idx: int) -> Tensor:
-        draws = Draws(int(os.environ.get("PL_GLOBAL_SEED", 0)), self.global_step, self.device)
-        losses = self.losses(batch, draws)
-        total = torch.stack([value for name, value in losses.items() if not name.startswith("_")]).sum()
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        task = Draws(seed, self.global_step, self.device).choose(self.tasks)
+        losses = self.losses(batch, Draws(seed, self.global_step, self.device, task=task))
+        total = total_loss(losses)
         logged = {f"train/{name.lstrip('_')}": value.detach() for name, value in losses.items()}
         self.log_dict(logged, batch_size=len(batch.index_B))
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch.index_B))
-        return total
+        self._idle = [
+            p for name, p in self.named_parameters() if p.requires_grad and name not in self._trained_by[task]
+        ]
+        # DDP waits for a gradient of every parameter: those of other tasks get 0, until the optimiser's turn.
+        return total + 0.0 * sum(parameter.sum() for parameter in self._idle) if self._idle else total
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        for parameter in self._idle:  # a gradient of 0 would let momentum and decay move what this step does not train
+            parameter.grad = None
 
     def validation_step(self, batch: ProductBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         return self.encode(batch)
@@ -194,6 +215,12 @@ class RetrievalModule(lightning.LightningModule, ABC):
             raise ModelError(
                 "trainer.accumulate_grad_batches must be 1: accumulation adds no negatives to a contrastive "
                 "objective, so it trains something else than the larger batch; raise data.batch_size or devices"
+            )
+        batch_size = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
+        if self.compares_samples and batch_size is not None and batch_size * self.trainer.world_size < 2:
+            raise ModelError(
+                "data.batch_size=1: matching and contrast compare a sample with others of its batch, so "
+                "data.batch_size × processes must be at least 2"
             )
 
     def configure_gradient_clipping(
@@ -250,6 +277,11 @@ class RetrievalModule(lightning.LightningModule, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.retrieval_feature == "auto":
             self.selected_features = dict(checkpoint["selected_features"])
+
+
+def total_loss(losses: Mapping[str, Tensor]) -> Tensor:
+    """The sum of the losses that train, as `RetrievalModule.losses` names them."""
+    return torch.stack([value for name, value in losses.items() if not name.startswith("_")]).sum()
 
 
 def check_objectives(chosen: Sequence[str], known: Sequence[str]) -> None:

@@ -81,20 +81,35 @@ class CoAttentionLayer(nn.Module):
 
     Both directions read the layer's input, so the order of the two does not matter.
     Source: ViLBERT (arXiv 1908.02265) §3.1; CAPTURE §4.2. The released layer also holds `q_dense*`, never used.
+
+    Args:
+        width: Of both streams, or of the text alone where `image_width` is given.
+        inner: Of queries, keys and values.
+        image_inner, text_inner: Of the feed-forward networks.
     """
 
-    def __init__(self, width: int, inner: int, heads: int, image_inner: int, text_inner: int, dropout: float) -> None:
+    def __init__(
+        self,
+        width: int,
+        inner: int,
+        heads: int,
+        image_inner: int,
+        text_inner: int,
+        dropout: float,
+        image_width: int | None = None,
+    ) -> None:
         super().__init__()
+        image_width = image_width or width
         self.heads = heads
         self.attention_dropout = dropout
-        self.image_query_key_value = nn.Linear(width, 3 * inner)
+        self.image_query_key_value = nn.Linear(image_width, 3 * inner)
         self.text_query_key_value = nn.Linear(width, 3 * inner)
-        self.image_out = nn.Linear(inner, width)
+        self.image_out = nn.Linear(inner, image_width)
         self.text_out = nn.Linear(inner, width)
-        self.image_norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.image_norm = nn.LayerNorm(image_width, eps=NORM_EPS)
         self.text_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.dropout = nn.Dropout(dropout)
-        self.image_feed_forward = FeedForward(width, image_inner, dropout)
+        self.image_feed_forward = FeedForward(image_width, image_inner, dropout)
         self.text_feed_forward = FeedForward(width, text_inner, dropout)
 
     def forward(self, image_BRD: Tensor, image_mask_BR: Tensor, text_BTD: Tensor, text_mask_BT: Tensor) -> CrossStreams:

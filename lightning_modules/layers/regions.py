@@ -134,6 +134,13 @@ class GridRegions(nn.Module):
         return torch.ones(len(batch.index_B), self.cells**2, dtype=torch.bool, device=batch.index_B.device)
 
 
+def build_visual_input(
+    kind: Literal["regions", "grid"], region_width: int, backbone: str, image_size_px: int, weights: str | None
+) -> PrecomputedRegions | GridRegions:
+    """The visual input of a model: "regions" of `region_width`, or the "grid" of a backbone over pixels."""
+    return PrecomputedRegions(region_width) if kind == "regions" else GridRegions(backbone, image_size_px, weights)
+
+
 def _grid_boxes(cells: int) -> Tensor:
     edge = torch.arange(cells, dtype=torch.float32) / cells
     y, x = torch.meshgrid(edge, edge, indexing="ij")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -16,14 +18,23 @@ class Draws:
     how many positions were chosen is then known without waiting for the device.
     """
 
-    def __init__(self, seed: int, step: int, device: torch.device | str) -> None:
+    def __init__(self, seed: int, step: int, device: torch.device | str, task: str | None = None) -> None:
         self.generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
         self.device = torch.device(device)
+        self.task = task
 
     def uniform(self, rows: int, *shape: int) -> Tensor:
         """U[0, 1) of shape (rows, *shape) for this rank's rows, on the host; every rank asks for the same shapes."""
         everyone = torch.rand(rows * world_size(), *shape, generator=self.generator)
         return everyone[rank() * rows : (rank() + 1) * rows]
+
+    def choose(self, shares: Mapping[str, float]) -> str:
+        """One of the names, drawn in proportion to the shares, the same on all ranks; `task` where that was given."""
+        if self.task is not None:
+            return self.task
+        names = list(shares)
+        shares_N = torch.tensor([shares[name] for name in names], dtype=torch.float64)
+        return names[int(torch.multinomial(shares_N, 1, generator=self.generator))]
 
     def send(self, host: Tensor) -> Tensor:
         """The tensor on the device, without waiting for the copy."""

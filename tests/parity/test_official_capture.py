@@ -44,13 +44,13 @@ def test_outputs_equal_the_authors(path: Path) -> None:
             "loss_mrm": model.mrm(
                 fused.image_BRD[:, 1:], inputs["mrm_targets"], (inputs["mrm_labels"] == 1) & region_mask[:, 1:]
             ),
-            "loss_clr": model.clr(streams.pooled_image_BD, streams.pooled_text_BD),
+            "loss_clr": model.clr(streams.image.pooled_BD, streams.text.pooled_BD),
         }
     vectors = {
         "pooled_t": fused.text_BTD[:, 0],
         "pooled_v": fused.image_BRD[:, 0],
-        "stream_pooled_t": streams.pooled_text_BD,
-        "stream_pooled_v": streams.pooled_image_BD,
+        "stream_pooled_t": streams.text.pooled_BD,
+        "stream_pooled_v": streams.image.pooled_BD,
     }
     for name, value in vectors.items():
         torch.testing.assert_close(value, expected[name], atol=3e-6, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
