@@ -1,0 +1,368 @@
+"""ViLBERT: a transformer for the caption, one for the picture, and co-attention between them.
+
+Source: Lu et al., "ViLBERT: Pretraining Task-Agnostic Visiolinguistic Representations for Vision-and-Language Tasks",
+NeurIPS 2019, arXiv 1908.02265; sizes are those of the released base configuration (six connections). Masked words and
+regions are predicted on matched pairs only, as in its sequel "12-in-1", CVPR 2020, arXiv 1912.02315, §3.1.
+
+Differs:
+    * `clr`, off by default: CAPTURE's contrast between the pooled caption and the pooled picture, each through its own
+      stream without connections. Nothing in the published objectives pulls two pictures of a product together.
+    * `mrm`, off by default, regresses region features, for shards that hold no class scores.
+    * A batch has half of its captions exchanged among its samples; a caption equal to the picture's own is no negative.
+      `matching_candidates` above 1 takes the hardest of several.
+    * Matching is one logit with a sigmoid instead of two with a softmax, the same model.
+    * Linear decay from the end of warm-up to 0 and gradient norm 1.0, as all models here.
+    * `visual_input: grid` reads pixels through a backbone instead of stored region features.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from datamodules.batch import InputSpec, ProductBatch
+from lightning_modules.bert_weights import load_text_stream, read_bert
+from lightning_modules.errors import ModelError
+from lightning_modules.layers.attention import CoAttentionLayer, PostNormLayer
+from lightning_modules.layers.embeddings import RegionEmbedding, TextEmbedding, init_bert_style
+from lightning_modules.layers.pooling import PositionPooling, StreamPooling, masked_mean
+from lightning_modules.layers.regions import GlobalPooling, Regions, build_visual_input, with_global
+from lightning_modules.objectives.chosen import nothing_chosen
+from lightning_modules.objectives.cross_modal_contrast import CrossModalContrast
+from lightning_modules.objectives.draws import Draws
+from lightning_modules.objectives.image_text_matching import ImageTextMatching
+from lightning_modules.objectives.masked_language_modelling import NOT_MASKED, MaskedLanguageModelling
+from lightning_modules.objectives.masked_region_classification import MaskedRegionClassification
+from lightning_modules.objectives.masked_region_modelling import MaskedRegionModelling, region_moments
+from lightning_modules.retrieval_module import RetrievalModule, check_objectives
+from lightning_modules.stream_features import (
+    MODALITIES,
+    STREAM_CANDIDATES,
+    Streams,
+    read_stream,
+    side_by_side,
+    stream_features,
+    stream_whitening,
+)
+
+# mlm; mrm: regression of region features; mrc_kl: the detector's class distribution; itm: matching; clr: contrast
+OBJECTIVES = ("mlm", "mrm", "mrc_kl", "itm", "clr")
+
+
+class ViLBERT(RetrievalModule):
+    """The published model; constructor defaults are the released base setting.
+
+    Args:
+        objectives: Any subset of mlm, mrm, mrc_kl, itm, clr, summed; one left out has no parameters.
+        region_classes: Classes of the detector whose scores the shards hold; for mrc_kl.
+        matching_candidates: Captions among which `itm` takes its hard negative; 1 = any other one (published). Each
+            costs a forward pass without gradient.
+        width, image_width, cross_width: Of the text stream, of the visual stream, and of queries, keys, values between
+            them; poolers of fused outputs have the last too.
+        text_layers, image_layers, cross_layers: Each of the last `cross_layers` layers of a stream follows a
+            connection; those before run first.
+        output_width: Of the poolers that the contrast reads.
+        text_pooling, image_pooling: What stands for a modality alone, see CAPTURE.
+        tokenizer, text_weights, vocab_size, mask_token_id, text_length, visual_input, num_regions, region_width,
+        image_size_px, backbone, backbone_weights, global_pooling, region_norm, init_std, temperature, mlm_prob,
+        mrm_prob, whitening_samples: As CAPTURE's.
+        retrieval_feature: "product" of the pooled fused outputs is what matching reads; see `candidate_features`.
+
+    Raises:
+        ModelError: an unknown objective or feature; class scores that nothing delivers.
+    """
+
+    candidate_features = ("product", "concat_first", "concat_mean", *STREAM_CANDIDATES)
+    modalities: ClassVar = MODALITIES
+
+    def __init__(
+        self,
+        objectives: list[str] = ["mlm", "mrc_kl", "itm"],  # noqa: B006  (read only; jsonargparse shows it as the default)
+        tokenizer: str = "bert-base-chinese",
+        text_weights: str | None = None,
+        vocab_size: int = 21128,
+        mask_token_id: int = 103,
+        text_length: int = 36,
+        visual_input: Literal["regions", "grid"] = "regions",
+        num_regions: int = 36,
+        region_width: int = 2048,
+        region_classes: int = 1601,
+        image_size_px: int = 224,
+        backbone: str = "resnet50",
+        backbone_weights: str | None = None,
+        width: int = 768,
+        image_width: int = 1024,
+        cross_width: int = 1024,
+        output_width: int = 512,
+        max_positions: int = 512,
+        text_layers: int = 12,
+        text_heads: int = 12,
+        text_ffn: int = 3072,
+        image_layers: int = 6,
+        image_heads: int = 8,
+        image_ffn: int = 1024,
+        cross_layers: int = 6,
+        cross_heads: int = 8,
+        dropout: float = 0.1,
+        init_std: float = 0.02,
+        text_pooling: StreamPooling = "first",
+        image_pooling: StreamPooling = "first",
+        global_pooling: GlobalPooling = "mean",
+        region_norm: bool = True,
+        temperature: float = 0.07,
+        mlm_prob: float = 0.15,
+        mrm_prob: float = 0.15,
+        matching_candidates: int = 1,
+        retrieval_feature: str = "product",
+        whitening_samples: int = 0,
+        lr: float = 1e-4,
+        weight_decay: float = 0.01,
+        warmup_fraction: float = 0.1,
+        pretrained_lr_scale: float = 1.0,
+    ) -> None:
+        super().__init__(retrieval_feature, lr, weight_decay, warmup_fraction, pretrained_lr_scale)
+        self.save_hyperparameters()
+        check_objectives(objectives, OBJECTIVES)
+        chosen = set(objectives)
+        if "mrc_kl" in chosen and (visual_input == "grid" or region_classes < 1):
+            raise ModelError(
+                "model.objectives: 'mrc_kl' predicts a detector's classes, so it needs visual_input: regions, shards "
+                "with class_scores and their number as model.region_classes; take mrm instead, or leave it out"
+            )
+        self.global_pooling: GlobalPooling = global_pooling
+        self.spec = InputSpec(
+            tokenizer,
+            text_length,
+            visual_input,
+            num_regions,
+            region_width,
+            image_size_px,
+            vocab_size,
+            mask_token_id,
+            region_classes=region_classes if "mrc_kl" in chosen else 0,
+        )
+        self.visual = build_visual_input(visual_input, region_width, backbone, image_size_px, backbone_weights)
+        if backbone_weights:
+            self.pretrained_prefixes += ("visual.backbone.",)
+        self.network = TwoStreamTransformer(
+            text=(vocab_size, width, max_positions, text_layers, text_heads, text_ffn),
+            image=(self.visual.region_width, image_width, image_layers, image_heads, image_ffn),
+            cross=(cross_width, cross_layers, cross_heads),
+            dropout=dropout,
+            region_norm=region_norm,
+        )
+        self.text_pooling = PositionPooling(width, text_pooling)
+        self.image_pooling = PositionPooling(image_width, image_pooling)
+        self.text_pooler = nn.Linear(width, output_width)
+        self.image_pooler = nn.Linear(image_width, output_width)
+        self.mlm = self.mrm = self.mrc_kl = self.itm = self.clr = None
+        if "mlm" in chosen:
+            self.mlm = MaskedLanguageModelling(None, width, vocab_size, mask_token_id, mlm_prob)
+        if "mrm" in chosen:
+            self.mrm = MaskedRegionModelling(None, image_width, self.visual.region_width, mrm_prob)
+        if "mrc_kl" in chosen:
+            self.mrc_kl = MaskedRegionClassification(image_width, region_classes, "kl", mrm_prob)
+        if "itm" in chosen:
+            self.itm = ImageTextMatching(cross_width, matching_candidates)
+        for name, part in self.named_children():
+            if name != "visual":
+                part.apply(partial(init_bert_style, std=init_std))
+        if "clr" in chosen:
+            self.clr = CrossModalContrast(temperature)
+        self.uses_in_batch_negatives = self.clr is not None
+        self.compares_samples = self.clr is not None or self.itm is not None
+        self.whitening_samples = whitening_samples
+        if whitening_samples:
+            self.whitening.update(stream_whitening("text", width, output_width))
+            self.whitening.update(stream_whitening("image", image_width, output_width))
+        self.text_weights = text_weights
+        if text_weights:
+            self.pretrained_prefixes += ("network.text_embedding.", "network.text_layers.")
+
+    def input_spec(self) -> InputSpec:
+        return self.spec
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and self.text_weights:
+            # Here and not in the constructor: a checkpoint that is loaded needs no BERT at hand.
+            tower = (self.network.text_embedding, self.network.text_layers)
+            load_text_stream(read_bert(self.text_weights), *tower, self.mlm, self.text_weights)
+            self.text_weights = None  # a second fit goes on with what it has
+        super().setup(stage)
+
+    def losses(self, batch: ProductBatch, draws: Draws) -> dict[str, Tensor]:
+        """§2.2 and figure 3: one pass over captions, half of them exchanged, with words and regions masked."""
+        losses: dict[str, Tensor] = {}
+        if self.clr is not None:
+            streams = self._alone(batch)
+            losses["loss_clr"] = self.clr(streams.image.pooled_BD, streams.text.pooled_BD)
+        if self.mlm is not None or self.mrm is not None or self.mrc_kl is not None or self.itm is not None:
+            losses |= self._fused_losses(batch, draws)
+        return losses
+
+    def _fused_losses(self, batch: ProductBatch, draws: Draws) -> dict[str, Tensor]:
+        tokens_BT, token_mask_BT = batch.tokens_BT, batch.token_mask_BT
+        matched_B = torch.ones_like(token_mask_BT[:, 0])
+        if self.itm is not None:
+            clean = self._regions(batch) if self.itm.candidates > 1 else None
+            tokens_BT, token_mask_BT, matched_B = self.itm.exchange(
+                tokens_BT, token_mask_BT, draws, lambda tokens, mask: self._match_logit(tokens, mask, clean)
+            )
+        in_text = in_image = nothing_chosen(len(tokens_BT), tokens_BT.device)
+        if self.mlm is not None:
+            tokens_BT, targets_BT, in_text = self.mlm.mask(tokens_BT, token_mask_BT, draws)
+        regional = self.mrm or self.mrc_kl
+        hidden_BR = None
+        if regional is not None:
+            predicted_BR, hidden_BR, in_image = regional.mask(self.visual.mask(batch), draws)
+        regions = self._regions(batch, hidden_BR)
+        text_BTD, image_BRD = self.network(tokens_BT, token_mask_BT, regions)
+
+        losses: dict[str, Tensor] = {}
+        if self.mlm is not None:
+            outputs_MD = text_BTD.flatten(0, 1)[in_text.in_batch_M]
+            targets_BT = torch.where(matched_B.unsqueeze(1), targets_BT, NOT_MASKED)
+            targets_M = targets_BT.flatten()[in_text.in_batch_M]
+            losses["loss_mlm"] = self.mlm(outputs_MD, targets_M, self.network.text_embedding.word.weight)
+        if regional is not None:
+            outputs_MD = image_BRD[:, 1:].flatten(0, 1)[in_image.in_batch_M]  # the whole image is not predicted
+            predicted_M = (predicted_BR & matched_B.unsqueeze(1)).flatten()[in_image.in_batch_M]
+        if self.mrm is not None:
+            with torch.no_grad():
+                target_BRD = self.visual.features(batch)
+            moments = region_moments(target_BRD, self.visual.mask(batch)) if self.visual.standardise_target else None
+            targets_MD = target_BRD.flatten(0, 1)[in_image.in_batch_M]
+            losses["loss_mrm"] = self.mrm(outputs_MD, targets_MD, predicted_M, moments)
+            if moments is not None:  # near 0 = the features have collapsed
+                losses["_mrm_target_variance"] = moments.variance_D.mean()
+        if self.mrc_kl is not None:
+            if batch.class_scores_BRC is None:
+                raise ModelError("objective 'mrc_kl' needs class scores, which this batch does not hold")
+            scores_MC = batch.class_scores_BRC.flatten(0, 1)[in_image.in_batch_M]
+            losses["loss_mrc_kl"] = self.mrc_kl(outputs_MD, scores_MC, predicted_M)
+        if self.itm is not None:
+            fused_BD = self.network.pooled(text_BTD, image_BRD)
+            losses["loss_itm"] = self.itm(fused_BD, matched_B)
+            losses["_itm_accuracy"] = ((self.itm.score(fused_BD.detach()) > 0) == matched_B).float().mean()
+        return losses
+
+    def _regions(self, batch: ProductBatch, hidden_BR: Tensor | None = None) -> Regions:
+        return with_global(self.visual(batch, hidden_BR), self.global_pooling)
+
+    def _alone(self, batch: ProductBatch) -> Streams:
+        """Each stream without connections."""
+        regions = self._regions(batch)
+        words_BTD, text_BTD, regions_BRD, image_BRD = self.network.alone(batch.tokens_BT, batch.token_mask_BT, regions)
+        return Streams(
+            read_stream(self.text_pooling, self.text_pooler, words_BTD, text_BTD, batch.token_mask_BT),
+            read_stream(self.image_pooling, self.image_pooler, regions_BRD, image_BRD, regions.mask_BR),
+        )
+
+    def _match_logit(self, tokens_BT: Tensor, token_mask_BT: Tensor, regions: Regions) -> Tensor:
+        assert self.itm is not None
+        return self.itm.score(self.network.pooled(*self.network(tokens_BT, token_mask_BT, regions)))
+
+    def match(self, queries: ProductBatch, items: ProductBatch) -> Tensor:
+        """How well row i of the queries matches row i of the items: each one's caption with the other's picture.
+
+        Returns:
+            Sum of the two logits_B.
+        """
+        if self.itm is None:
+            return super().match(queries, items)
+        first_B = self._match_logit(queries.tokens_BT, queries.token_mask_BT, self._regions(items))
+        return first_B + self._match_logit(items.tokens_BT, items.token_mask_BT, self._regions(queries))
+
+    def embed(self, batch: ProductBatch) -> dict[str, Tensor]:
+        regions, streams = self._regions(batch), self._alone(batch)
+        text_BTD, image_BRD = self.network(batch.tokens_BT, batch.token_mask_BT, regions)
+        text_mean_BD, image_mean_BD = masked_mean(text_BTD, batch.token_mask_BT), masked_mean(image_BRD, regions.mask_BR)
+        return stream_features(streams, self.whiten(streams.by_name())) | {
+            "product": self.network.pooled(text_BTD, image_BRD),
+            "concat_first": side_by_side(text_BTD[:, 0], image_BRD[:, 0]),
+            "concat_mean": side_by_side(text_mean_BD, image_mean_BD),
+        }
+
+    def unwhitened(self, batch: ProductBatch) -> dict[str, Tensor]:
+        return self._alone(batch).by_name()
+
+
+class TwoStreamTransformer(nn.Module):
+    """§2.1: two streams of BERT layers, the last ones of each following a connection by co-attention.
+
+    Args:
+        text: Vocabulary, width, positions, layers, heads and feed-forward width.
+        image: Width of region features, width, layers, heads and feed-forward width.
+        cross: Width, number and heads of the connections.
+    """
+
+    def __init__(
+        self,
+        text: tuple[int, int, int, int, int, int],
+        image: tuple[int, int, int, int, int],
+        cross: tuple[int, int, int],
+        dropout: float,
+        region_norm: bool,
+    ) -> None:
+        super().__init__()
+        vocab_size, width, max_positions, text_layers, text_heads, text_ffn = text
+        region_width, image_width, image_layers, image_heads, image_ffn = image
+        cross_width, cross_layers, cross_heads = cross
+        self.text_embedding = TextEmbedding(vocab_size, width, max_positions, dropout)
+        self.region_embedding = RegionEmbedding(region_width, image_width, dropout, region_norm)
+        self.text_layers = nn.ModuleList(
+            PostNormLayer(width, text_heads, text_ffn, dropout) for _ in range(text_layers)
+        )
+        self.image_layers = nn.ModuleList(
+            PostNormLayer(image_width, image_heads, image_ffn, dropout) for _ in range(image_layers)
+        )
+        self.connections = nn.ModuleList(
+            CoAttentionLayer(width, cross_width, cross_heads, image_ffn, text_ffn, dropout, image_width)
+            for _ in range(cross_layers)
+        )
+        self.text_pooler = nn.Linear(width, cross_width)
+        self.image_pooler = nn.Linear(image_width, cross_width)
+
+    def forward(self, tokens_BT: Tensor, token_mask_BT: Tensor, regions: Regions) -> tuple[Tensor, Tensor]:
+        """Fused states of text and image; regions with the whole image first."""
+        text_BTD = self.text_embedding(tokens_BT)
+        image_BRD = self.region_embedding(regions.features_BRD, regions.boxes_BR5)
+        count = len(self.connections)
+        text_first, text_rest = _split(self.text_layers, count)
+        image_first, image_rest = _split(self.image_layers, count)
+        for layer in text_first:
+            text_BTD = layer(text_BTD, token_mask_BT)
+        for layer in image_first:
+            image_BRD = layer(image_BRD, regions.mask_BR)
+        for number, connection in enumerate(self.connections):
+            image_BRD, text_BTD = connection(image_BRD, regions.mask_BR, text_BTD, token_mask_BT)
+            for layer in image_rest[number : number + 1]:
+                image_BRD = layer(image_BRD, regions.mask_BR)
+            for layer in text_rest[number : number + 1]:
+                text_BTD = layer(text_BTD, token_mask_BT)
+        return text_BTD, image_BRD
+
+    def alone(
+        self, tokens_BT: Tensor, token_mask_BT: Tensor, regions: Regions
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Embedded words and states of the text, embedded regions and states of the image, without connections."""
+        words_BTD = text_BTD = self.text_embedding(tokens_BT)
+        regions_BRD = image_BRD = self.region_embedding(regions.features_BRD, regions.boxes_BR5)
+        for layer in self.text_layers:
+            text_BTD = layer(text_BTD, token_mask_BT)
+        for layer in self.image_layers:
+            image_BRD = layer(image_BRD, regions.mask_BR)
+        return words_BTD, text_BTD, regions_BRD, image_BRD
+
+    def pooled(self, text_BTD: Tensor, image_BRD: Tensor) -> Tensor:
+        """Element-wise product of both pooled first positions."""
+        return torch.relu(self.text_pooler(text_BTD[:, 0])) * torch.relu(self.image_pooler(image_BRD[:, 0]))
+
+
+def _split(layers: nn.ModuleList, last: int) -> tuple[list[nn.Module], list[nn.Module]]:
+    """All but the last layers, and the last."""
+    first = max(0, len(layers) - last)
+    return list(layers)[:first], list(layers)[first:]
