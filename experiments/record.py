@@ -24,8 +24,9 @@ class Outcome(NamedTuple):
     untrained: dict[str, Any] | None  # the same before training, where there was training
 
 
-# What an evaluation cannot know and takes over from the record of the training.
+# What an evaluation cannot know and takes over from the record of the training, and what was timed on its `hardware`.
 FROM_TRAINING = ("command", "steps", "train_seconds", "skipped", "git", "hardware", "config_hash", "run_id")
+TIMED = ("samples_per_second", "throughput", "embedding_ms_per_item")
 
 
 def assemble(outcome: Outcome, training: dict[str, Any]) -> dict[str, Any]:
@@ -52,9 +53,10 @@ def assemble(outcome: Outcome, training: dict[str, Any]) -> dict[str, Any]:
         "train_seconds": 0.0,
         "samples_per_second": None,
         "throughput": {},
+        "embedding_ms_per_item": results["test"].embedding_ms_per_item,
         "skipped": {f"build/{reason}": n for reason, n in composition.data.skipped().items()},
     }
-    record |= {key: training[key] for key in (*FROM_TRAINING, "samples_per_second", "throughput") if key in training}
+    record |= {key: training[key] for key in (*FROM_TRAINING, *TIMED) if key in training}
     record["unscorable"] = results["test"].unscorable
     record["unscorable_val"] = results["val"].unscorable
     record["feature"] = results["test"].features["product"]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         write_ranking,
     )
     from retrieval.ranking import NO_ITEM, UNKNOWN_ITEM, Ranking
+    from retrieval.reorder import reorder_top
     from retrieval.score import score_files
     from retrieval.search import rank
     from retrieval.significance import Interval, paired_bootstrap
@@ -48,6 +49,7 @@ _HOME = {
     "NO_ITEM": "ranking",
     "UNKNOWN_ITEM": "ranking",
     "Ranking": "ranking",
+    "reorder_top": "reorder",
     "score_files": "score",
     "rank": "search",
     "Interval": "significance",
@@ -70,6 +72,7 @@ __all__ = [
     "rank",
     "read_annotations",
     "read_ranking",
+    "reorder_top",
     "same_product_metrics",
     "score_files",
     "textbook_metrics",

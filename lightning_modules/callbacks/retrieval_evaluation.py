@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 
 from lightning_modules.embedding_store import EmbeddingStore, gather_uneven
 from lightning_modules.retrieval_module import RetrievalModule
+from lightning_modules.stopwatch import Stopwatch
 from retrieval import (
     Ranking,
     false_negatives_per_batch,
@@ -35,6 +36,7 @@ class SplitResult(NamedTuple):
     per_query: dict[str, np.ndarray]  # the numbers behind the means, in the ranking's query order
     unscorable: int  # queries with a label that no gallery item has
     features: dict[str, str]  # role (product, image, text) -> the vector that served as it
+    embedding_ms_per_item: float | None  # of this rank's `encode`, loading not counted; None: it had no items
 
 
 class RetrievalEvaluation(Callback):
@@ -60,11 +62,27 @@ class RetrievalEvaluation(Callback):
         self.backend = backend
         self.results: dict[str, SplitResult] = {}
         self._stores: list[EmbeddingStore] = []
+        self._encoding: Stopwatch | None = None
+        self._encoded = 0  # items, padding included
 
     def on_validation_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._stores = [EmbeddingStore(), EmbeddingStore()]
+        self._encoding, self._encoded = Stopwatch(pl_module.device), 0
 
     on_test_epoch_start = on_validation_epoch_start
+
+    def on_validation_batch_start(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        assert self._encoding is not None
+        self._encoding.start()
+
+    on_test_batch_start = on_validation_batch_start
 
     def on_validation_batch_end(
         self,
@@ -76,6 +94,9 @@ class RetrievalEvaluation(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         assert isinstance(pl_module, RetrievalModule)
+        assert self._encoding is not None
+        self._encoding.stop()
+        self._encoded += len(batch.index_B)
         wanted = {name for names in self._candidates(pl_module).values() for name in names}
         vectors = {name: vector for name, vector in outputs.items() if name in wanted}
         self._stores[dataloader_idx].update(batch.index_B, vectors)
@@ -144,10 +165,16 @@ class RetrievalEvaluation(Callback):
             found = per_query_scores(rankings[name], *labels, ks=self.ks)
             per_query |= found.scores if role == "product" else _prefixed(role, found.scores)
             unscorable = found.unscorable  # a matter of labels, the same for every ranking
-        self.results[split] = SplitResult(metrics, rankings[chosen["product"]], per_query, unscorable, chosen)
+        ranking = rankings[chosen["product"]]
+        self.results[split] = SplitResult(metrics, ranking, per_query, unscorable, chosen, self._ms_per_item())
         # rank_zero_only stays False and every rank holds the same numbers: a monitored metric that only rank 0 knows
         # hangs checkpointing.
         model.log_dict({f"{split}/{name}": value for name, value in metrics.items()}, sync_dist=False)
+
+    def _ms_per_item(self) -> float | None:
+        if self._encoding is None or not self._encoded:
+            return None
+        return 1e3 * self._encoding.seconds() / self._encoded
 
 
 class _Search:

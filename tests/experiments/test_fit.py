@@ -30,6 +30,7 @@ CONTRACT_KEYS = [
     "steps",
     "parameters",
     "train_seconds",
+    "embedding_ms_per_item",
     "skipped",
     "unscorable",
     "val",
@@ -50,6 +51,8 @@ def test_the_folder_is_complete(run: Path, record: dict) -> None:
     files += [f"rankings/{split}.{kind}" for split in ("val", "test") for kind in ("txt", "npz")]
     assert [file for file in files if not (run / file).is_file()] == []
     assert record["steps"] == 6
+    assert 0 < record["embedding_ms_per_item"] < 1000
+    assert not [key for split in ("val", "test") for key in record[split] if "embedding" in key]  # clocks never compare
 
 
 def test_both_splits_have_the_metrics_and_their_floors(record: dict) -> None:
