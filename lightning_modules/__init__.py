@@ -9,6 +9,8 @@ from typing import Any
 _EXPORTS = {
     "CAPTURE": "lightning_modules.capture",
     "CLIP": "lightning_modules.clip",
+    "UNITER": "lightning_modules.uniter",
+    "ViLBERT": "lightning_modules.vilbert",
     "RetrievalModule": "lightning_modules.retrieval_module",
     "ModelError": "lightning_modules.errors",
 }

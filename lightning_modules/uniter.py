@@ -135,8 +135,8 @@ class UNITER(RetrievalModule):
         of_classes = [name for name in objectives if name in OF_REGION_CLASSES]
         if of_classes and (visual_input == "grid" or region_classes < 1):
             raise ModelError(
-                f"model.objectives: {of_classes[0]!r} predicts a detector's classes, so it needs visual_input: regions, "
-                "shards with class_scores and their number as model.region_classes; or leave it out"
+                f"model.objectives: {of_classes[0]!r} predicts a detector's classes, so it needs visual_input: "
+                "regions, shards with class_scores and their number as model.region_classes; or leave it out"
             )
         self.spec = InputSpec(
             tokenizer,
@@ -160,7 +160,9 @@ class UNITER(RetrievalModule):
         self.text_pooler = nn.Linear(width, output_width)
         self.image_pooler = nn.Linear(width, output_width)
         chosen = set(objectives)
-        self.mlm = MaskedLanguageModelling(None, width, vocab_size, mask_token_id, mlm_prob) if "mlm" in chosen else None
+        self.mlm = (
+            MaskedLanguageModelling(None, width, vocab_size, mask_token_id, mlm_prob) if "mlm" in chosen else None
+        )
         self.mrm = self.mrc = self.mrc_kl = None
         if "mrm" in chosen:
             self.mrm = MaskedRegionModelling(None, width, self.visual.region_width, mrm_prob, tied=True)
@@ -241,20 +243,17 @@ class UNITER(RetrievalModule):
     def _matching(self, batch: ProductBatch, draws: Draws) -> dict[str, Tensor]:
         """`itm` and, on the same pairs, `wra`."""
         regions = self._regions(batch)
-
-        def score(tokens_BT: Tensor, token_mask_BT: Tensor) -> Tensor:
-            return self._match_logit(tokens_BT, token_mask_BT, regions)
-
         candidates = self.itm.candidates if self.itm is not None else 1
+        score = partial(self._match_logit, regions=regions)
         tokens_BT, token_mask_BT, matched_B = exchange_captions(
             batch.tokens_BT, batch.token_mask_BT, draws, candidates, score
         )
         text_BTD, image_BRD = self._fuse(tokens_BT, token_mask_BT, regions)
         losses: dict[str, Tensor] = {}
         if self.itm is not None:
-            logit_B = self.itm.score(self.network.pooled(text_BTD))
-            losses["loss_itm"] = self.itm.loss(logit_B, matched_B)
-            losses["_itm_accuracy"] = ((logit_B.detach() > 0) == matched_B).float().mean()
+            pooled_BD = self.network.pooled(text_BTD)
+            losses["loss_itm"] = self.itm(pooled_BD, matched_B)
+            losses["_itm_accuracy"] = ((self.itm.score(pooled_BD.detach()) > 0) == matched_B).float().mean()
         if self.wra is not None:  # words and regions, without [CLS] and the whole image
             masks = (token_mask_BT[:, 1:], regions.mask_BR[:, 1:])
             losses["loss_wra"] = self.wra(text_BTD[:, 1:], masks[0], image_BRD[:, 1:], masks[1], matched_B)

@@ -207,10 +207,11 @@ class ViLBERT(RetrievalModule):
         tokens_BT, token_mask_BT = batch.tokens_BT, batch.token_mask_BT
         matched_B = torch.ones_like(token_mask_BT[:, 0])
         if self.itm is not None:
-            clean = self._regions(batch) if self.itm.candidates > 1 else None
-            tokens_BT, token_mask_BT, matched_B = self.itm.exchange(
-                tokens_BT, token_mask_BT, draws, lambda tokens, mask: self._match_logit(tokens, mask, clean)
-            )
+            score = None
+            if self.itm.candidates > 1:
+                with torch.no_grad():
+                    score = partial(self._match_logit, regions=self._regions(batch))
+            tokens_BT, token_mask_BT, matched_B = self.itm.exchange(tokens_BT, token_mask_BT, draws, score)
         in_text = in_image = nothing_chosen(len(tokens_BT), tokens_BT.device)
         if self.mlm is not None:
             tokens_BT, targets_BT, in_text = self.mlm.mask(tokens_BT, token_mask_BT, draws)
@@ -279,7 +280,10 @@ class ViLBERT(RetrievalModule):
     def embed(self, batch: ProductBatch) -> dict[str, Tensor]:
         regions, streams = self._regions(batch), self._alone(batch)
         text_BTD, image_BRD = self.network(batch.tokens_BT, batch.token_mask_BT, regions)
-        text_mean_BD, image_mean_BD = masked_mean(text_BTD, batch.token_mask_BT), masked_mean(image_BRD, regions.mask_BR)
+        text_mean_BD, image_mean_BD = (
+            masked_mean(text_BTD, batch.token_mask_BT),
+            masked_mean(image_BRD, regions.mask_BR),
+        )
         return stream_features(streams, self.whiten(streams.by_name())) | {
             "product": self.network.pooled(text_BTD, image_BRD),
             "concat_first": side_by_side(text_BTD[:, 0], image_BRD[:, 0]),

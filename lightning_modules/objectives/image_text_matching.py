@@ -24,6 +24,55 @@ class Exchanged(NamedTuple):
     matched_B: Tensor
 
 
+@torch.no_grad()
+def exchange_captions(
+    tokens_BT: Tensor, token_mask_BT: Tensor, draws: Draws, candidates: int = 1, score: Score | None = None
+) -> Exchanged:
+    """With probability 1/2 give a sample the caption of another one, drawn from the batches of all ranks.
+
+    Near-duplicates are the rule in shops: a caption that reads like the sample's own is no negative, and a sample
+    for which there is no other caption stays matched.
+
+    Inputs:
+        tokens_BT, token_mask_BT: Captions, of the same shape on every rank.
+        candidates: Captions drawn for an exchange; of several the one with the highest score is taken.
+        score: How well captions match this rank's pictures: (tokens_BT, token_mask_BT) -> logit_B. Called without
+            gradient once per candidate, if there are several.
+
+    Raises:
+        ModelError: the global batch is a single sample.
+    """
+    rows = len(tokens_BT)
+    if rows * world_size() < 2:
+        raise ModelError(
+            "a matching objective needs another caption in the batch: data.batch_size × processes must be at least 2"
+        )
+    uniform_BK = draws.send(draws.uniform(rows, 1 + candidates))
+    captions_G2T = gather_rows(torch.stack([tokens_BT, token_mask_BT.to(tokens_BT.dtype)], 1))
+    tokens_GT, token_mask_GT = captions_G2T[:, 0], captions_G2T[:, 1].bool()
+    read_GT = torch.where(token_mask_GT, tokens_GT, -1)
+    read_B1T = torch.where(token_mask_BT, tokens_BT, -1).unsqueeze(1)
+    other_BG = (read_B1T != read_GT).any(-1)
+    row_BK, exists_BK = _without_replacement(other_BG, uniform_BK[:, 1:])
+    row_B = row_BK[:, 0]
+    if candidates > 1:
+        if score is None:
+            raise TypeError("several candidates need a score")
+        logits_BK = torch.stack(
+            [score(tokens_GT[row_B], token_mask_GT[row_B]).float() for row_B in row_BK.unbind(1)], 1
+        )
+        hardest_B1 = logits_BK.masked_fill(~exists_BK, float("-inf")).argmax(1, keepdim=True)
+        row_B = row_BK.gather(1, hardest_B1).squeeze(1)
+        # Weights that autocast has cast without gradient must not serve the pass with gradient that follows.
+        torch.clear_autocast_cache()
+    matched_B = (uniform_BK[:, 0] >= 0.5) | ~exists_BK[:, 0]
+    return Exchanged(
+        torch.where(matched_B[:, None], tokens_BT, tokens_GT[row_B]),
+        torch.where(matched_B[:, None], token_mask_BT, token_mask_GT[row_B]),
+        matched_B,
+    )
+
+
 class ImageTextMatching(nn.Module):
     """A yes-or-no question about each picture and caption, half of the captions exchanged.
 
@@ -46,51 +95,9 @@ class ImageTextMatching(nn.Module):
         self.candidates = candidates
         self.head = nn.Linear(width, 1)
 
-    @torch.no_grad()
     def exchange(self, tokens_BT: Tensor, token_mask_BT: Tensor, draws: Draws, score: Score | None = None) -> Exchanged:
-        """With probability 1/2 give a sample the caption of another one, drawn from the batches of all ranks.
-
-        Near-duplicates are the rule in shops: a caption that reads like the sample's own is no negative, and a sample
-        for which there is no other caption stays matched.
-
-        Inputs:
-            tokens_BT, token_mask_BT: Captions, of the same shape on every rank.
-            score: How well captions match this rank's pictures: (tokens_BT, token_mask_BT) -> logit_B. Called without
-                gradient once per candidate, if there are several.
-
-        Raises:
-            ModelError: the global batch is a single sample.
-        """
-        rows = len(tokens_BT)
-        if rows * world_size() < 2:
-            raise ModelError(
-                "a matching objective needs another caption in the batch: "
-                "data.batch_size × processes must be at least 2"
-            )
-        uniform_BK = draws.send(draws.uniform(rows, 1 + self.candidates))
-        captions_G2T = gather_rows(torch.stack([tokens_BT, token_mask_BT.to(tokens_BT.dtype)], 1))
-        tokens_GT, token_mask_GT = captions_G2T[:, 0], captions_G2T[:, 1].bool()
-        read_GT = torch.where(token_mask_GT, tokens_GT, -1)
-        read_B1T = torch.where(token_mask_BT, tokens_BT, -1).unsqueeze(1)
-        other_BG = (read_B1T != read_GT).any(-1)
-        row_BK, exists_BK = _without_replacement(other_BG, uniform_BK[:, 1:])
-        row_B = row_BK[:, 0]
-        if self.candidates > 1:
-            if score is None:
-                raise TypeError("several candidates need a score")
-            logits_BK = torch.stack(
-                [score(tokens_GT[row_B], token_mask_GT[row_B]).float() for row_B in row_BK.unbind(1)], 1
-            )
-            hardest_B1 = logits_BK.masked_fill(~exists_BK, float("-inf")).argmax(1, keepdim=True)
-            row_B = row_BK.gather(1, hardest_B1).squeeze(1)
-            # Weights that autocast has cast without gradient must not serve the pass with gradient that follows.
-            torch.clear_autocast_cache()
-        matched_B = (uniform_BK[:, 0] >= 0.5) | ~exists_BK[:, 0]
-        return Exchanged(
-            torch.where(matched_B[:, None], tokens_BT, tokens_GT[row_B]),
-            torch.where(matched_B[:, None], token_mask_BT, token_mask_GT[row_B]),
-            matched_B,
-        )
+        """`exchange_captions` with this objective's number of candidates."""
+        return exchange_captions(tokens_BT, token_mask_BT, draws, self.candidates, score)
 
     def score(self, pooled_BD: Tensor) -> Tensor:
         """How well picture and caption match, as a logit in fp32."""

@@ -1,39 +1,13 @@
-"""Small models for tests: `tiny_<class>(**changes)` for every model of the package."""
+"""Small models for tests: any model of the package, by the argument names they have in common."""
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from typing import Any, TypeVar
 
-from lightning_modules import CAPTURE, CLIP
+from lightning_modules import CAPTURE, CLIP, RetrievalModule
 
-
-def tiny_capture(**changes: Any) -> CAPTURE:
-    """CAPTURE with width 32 on 24-wide region features."""
-    sizes: dict[str, Any] = {
-        "vocab_size": 120,
-        "mask_token_id": 4,
-        "text_length": 12,
-        "num_regions": 6,
-        "region_width": 24,
-        "image_size_px": 64,
-        "backbone": "resnet_tiny",
-        "width": 32,
-        "output_width": 16,
-        "max_positions": 40,
-        "text_layers": 1,
-        "text_heads": 4,
-        "text_ffn": 48,
-        "image_layers": 1,
-        "image_heads": 4,
-        "image_ffn": 40,
-        "cross_layers": 1,
-        "cross_heads": 2,
-        "cross_width": 16,
-        "co_layers": 1,
-        "co_heads": 4,
-    }
-    return CAPTURE(**(sizes | changes))
-
+Model = TypeVar("Model", bound=RetrievalModule)
 
 CLIP_CONFIG: dict[str, Any] = {  # as open_clip writes them
     "embed_dim": 16,
@@ -41,7 +15,51 @@ CLIP_CONFIG: dict[str, Any] = {  # as open_clip writes them
     "text_cfg": {"context_length": 12, "vocab_size": 120, "width": 32, "heads": 2, "layers": 1},
 }
 
+# Width 32 on 24-wide region features; a model takes what its constructor knows.
+SIZES: dict[str, Any] = {
+    "vocab_size": 120,
+    "mask_token_id": 4,
+    "text_length": 12,
+    "num_regions": 6,
+    "region_width": 24,
+    "region_classes": 7,
+    "image_size_px": 64,
+    "backbone": "resnet_tiny",
+    "width": 32,
+    "image_width": 24,
+    "output_width": 16,
+    "max_positions": 40,
+    "layers": 1,
+    "heads": 4,
+    "ffn": 48,
+    "text_layers": 1,
+    "text_heads": 4,
+    "text_ffn": 48,
+    "image_layers": 1,
+    "image_heads": 4,
+    "image_ffn": 40,
+    "cross_layers": 1,
+    "cross_heads": 2,
+    "cross_width": 16,
+    "co_layers": 1,
+    "co_heads": 4,
+}
+
+
+def tiny(kind: type[Model], **changes: Any) -> Model:
+    """A model of a class with small sizes."""
+    known = inspect.signature(kind).parameters
+    if "architecture" in known:  # open_clip says the sizes
+        return kind(**({"architecture": CLIP_CONFIG, "pretrained": None} | changes))
+    sizes = {name: value for name, value in SIZES.items() if name in known}
+    return kind(**(sizes | changes))
+
+
+def tiny_capture(**changes: Any) -> CAPTURE:
+    """CAPTURE with width 32 on 24-wide region features."""
+    return tiny(CAPTURE, **changes)
+
 
 def tiny_clip(**changes: Any) -> CLIP:
     """CLIP with width 32 on pictures of 32 px."""
-    return CLIP(**({"architecture": CLIP_CONFIG, "pretrained": None} | changes))
+    return tiny(CLIP, **changes)
