@@ -33,6 +33,12 @@ def some_regions(item_id: str, num: int = 3, width: int = 8) -> Regions:
     return Regions(boxes, features, np.ones(num, np.float32), SIZE_HW)
 
 
+def some_class_scores(item_id: str, num: int = 3, classes: int = 5) -> np.ndarray:
+    """float32 probabilities R × C, a function of the id."""
+    rng = np.random.default_rng([1, *item_id.encode()])
+    return rng.dirichlet(np.full(classes, 0.5), num).astype(np.float32)
+
+
 def datapoint(item_id: str, **changes: Any) -> list[Any]:
     """What the authors' converter yields for a picture; like theirs, `num_boxes` is text."""
     regions = some_regions(item_id)
@@ -77,12 +83,19 @@ def write_lmdb(
     return path
 
 
+def vilbert_datapoint(item_id: str, **changes: Any) -> list[Any]:
+    """What ViLBERT's converter yields: the same, with the class scores in the second place."""
+    features, *others = datapoint(item_id, **changes)
+    return [features, some_class_scores(item_id), *others]
+
+
 def tsv_line(item_id: str, num_boxes: int | str | None = None, title: str = "标题", regions: Any = None) -> str:
-    """A line of the TSV, without its end."""
+    """A line of the TSV, without its end; regions with class scores have them before the title."""
     regions = regions or some_regions(item_id)
-    boxes, features = (base64.b64encode(part.tobytes()).decode() for part in regions[:2])
+    arrays = (*regions[:2], *([] if regions.class_scores_RC is None else [regions.class_scores_RC]))
+    coded = (base64.b64encode(part.tobytes()).decode() for part in arrays)
     number = len(regions.boxes_R4) if num_boxes is None else num_boxes
-    return "\t".join([item_id, str(SIZE_HW[1]), str(SIZE_HW[0]), str(number), boxes, features, title])
+    return "\t".join([item_id, str(SIZE_HW[1]), str(SIZE_HW[0]), str(number), *coded, title])
 
 
 def write_tsv(path: Path, lines: Iterable[str]) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -12,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from datamodules import DataError, InputSpec, Product1M
 from datamodules.manifest import file_sha256
 from datamodules.verify import verify
 from datamodules.write_shards import build
-from tests.datamodules.tiny_catalogue import TinyCatalogue, tiny_regions
+from tests.datamodules.tiny_catalogue import TinyCatalogue, tiny_regions, tiny_scored_regions
 
 SPEC = InputSpec(visual_input="regions", region_width=8, num_regions=4, text_length=10)
 COUNTS = {"train": 24, "val": 5, "test": 7, "gallery": 6}
@@ -53,6 +55,7 @@ def _with(sound: Path, folder: Path, split: str, changes: dict[str, Any] | bytes
 def _changed(data: bytes, changes: dict[str, Any]) -> bytes:
     with np.load(io.BytesIO(data)) as arrays:
         content = {name: arrays[name] for name in arrays} | changes
+    content = {name: array for name, array in content.items() if array is not None}
     buffer = io.BytesIO()
     np.savez(buffer, **content)
     return buffer.getvalue()
@@ -81,9 +84,9 @@ DAMAGED = {
 }
 
 
-def _data(folder: Path, **options: Any) -> Product1M:
+def _data(folder: Path, spec: InputSpec = SPEC, **options: Any) -> Product1M:
     data = Product1M(str(folder), **{"batch_size": 4, "eval_batch_size": 4, "num_workers": 0, **options})
-    data.use_input_spec(SPEC)
+    data.use_input_spec(spec)
     return data
 
 
@@ -173,3 +176,121 @@ def test_features_of_two_widths_are_refused(shard_size: int, tmp_path: Path) -> 
             TinyCatalogue(COUNTS), tmp_path, shard_size=shard_size, vocab_size=60, progress=False, pictures=False,
             regions=spoilt,
         )  # fmt: skip
+
+
+# ---- class scores ------------------------------------------------------------------------------------------------
+
+SCORED_SPEC = SPEC._replace(region_classes=6)
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scored")
+    options: dict[str, Any] = {"vocab_size": 60, "progress": False, "pictures": False}
+    build(TinyCatalogue(COUNTS, size_px=8), folder, regions=tiny_scored_regions, **options)
+    return folder
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_class_scores_reach_the_batch_of_a_model_that_wants_them(num_workers: int, scored: Path) -> None:
+    data = _data(scored, SCORED_SPEC, num_workers=num_workers, steps_per_epoch=12)
+    data.setup("fit")
+    # More batches than the ring of a worker holds, all kept: what is reused must have been copied.
+    batches = list(data.train_dataloader())
+    data.teardown("fit")
+    ids = _train_ids(scored)
+    for batch in batches:
+        assert batch.class_scores_BRC.dtype == batch.features_BRD.dtype
+        assert batch.class_scores_BRC.shape == (4, 4, 6)
+        assert not batch.class_scores_BRC.is_shared()
+        for row, scores_RC in zip(batch.index_B.tolist(), batch.class_scores_BRC.numpy(), strict=True):
+            expected = tiny_scored_regions(TinyCatalogue(COUNTS).make("train", ids[row])).class_scores_RC  # type: ignore[arg-type]
+            assert np.array_equal(scores_RC[:3], expected)
+            assert (scores_RC[3:] == 0).all()
+
+
+def _train_ids(folder: Path) -> list[int]:
+    """Numbers of the training items in row order."""
+    with tarfile.open(folder / "train-000000.tar") as tar:
+        records = [tar.extractfile(member).read() for member in tar if member.name.endswith(".json")]  # type: ignore[union-attr]
+    return [int(json.loads(record)["id"].removeprefix("train.")) for record in records]
+
+
+def test_a_model_that_wants_none_gets_none_and_the_same_features(scored: Path, sound: Path) -> None:
+    loaders = [_data(folder).evaluation_loader("gallery") for folder in (scored, sound)]
+    for one, other in zip(*loaders, strict=True):
+        assert one.class_scores_BRC is None
+        assert np.array_equal(one.features_BRD, other.features_BRD)
+
+
+def _scores(*first: float) -> np.ndarray:
+    scores = np.full((3, 6), 1 / 8, np.float32)
+    scores[0] = first
+    return scores
+
+
+BAD_SCORES = {
+    "logits": ({"class_scores": _scores(-2, 3, 0, 0, 0, 0)}, "bad_class_scores", "region 0 hold -2; .*softmax"),
+    "sum": ({"class_scores": _scores(1, 1, 0, 0, 0, 0)}, "bad_class_scores", "region 0 sum to 2; .*softmax"),
+    "zeros": ({"class_scores": _scores(0, 0, 0, 0, 0, 0)}, "bad_class_scores", "region 0 sum to 0;"),
+    "nan": ({"class_scores": _scores(np.nan, 0, 0, 0, 0, 1)}, "non_finite_regions", "'class_scores' of region 0"),
+    "huge": ({"class_scores": _scores(1e9, 0, 0, 0, 0, 1)}, "non_finite_regions", "'class_scores' of region 0"),
+    "rows": ({"class_scores": _scores(1, 0, 0, 0, 0, 0)[:2]}, "malformed_regions", r"shape \(2, 6\), not \(3, C\)"),
+}
+
+
+@pytest.mark.parametrize(("changes", "reason", "message"), BAD_SCORES.values(), ids=BAD_SCORES)
+def test_bad_class_scores_are_skipped_in_training_fatal_in_evaluation_and_found_by_verify(
+    changes: dict[str, Any], reason: str, message: str, scored: Path, tmp_path: Path
+) -> None:
+    folder = _with(scored, tmp_path / "train", "train", changes)
+    data = _data(folder, SCORED_SPEC, batch_size=23, steps_per_epoch=2)
+    data.setup("fit")
+    batches = list(data.train_dataloader())
+    assert data.skipped[reason] >= 1
+    assert {row for batch in batches for row in batch.index_B.tolist()} == set(range(24)) - {2}
+    for batch in batches:
+        assert (batch.class_scores_BRC[:, 3] == 0).all()
+        assert (batch.class_scores_BRC[:, :3].sum(-1, dtype=torch.float32) > 0).all()
+
+    folder = _with(scored, tmp_path / "val", "val", changes)
+    evaluation = _data(folder, SCORED_SPEC)
+    evaluation.setup("validate")
+    with pytest.raises(DataError, match=rf"val-000000\.tar, sample 'val\.2': \.regions\.npz: .*{message}"):
+        list(evaluation.val_dataloader()[0])
+    (problem,) = (problem for problem in verify(folder) if "regions.npz" in problem)
+    assert f"sample 'val.2': .regions.npz: {reason}: " in problem
+    assert re.search(message, problem)
+
+    assert len(list(_data(folder).evaluation_loader("val"))) == 2, "nobody else reads them"
+
+
+def test_a_model_that_wants_other_class_scores_is_refused_at_start(sound: Path, scored: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        _data(sound, SCORED_SPEC).setup("fit")
+    assert str(caught.value) == (
+        f"The regions of {sound}: no class scores, the model takes region_classes=6. Choose objectives that need none, "
+        "or build the regions again with class_scores (docs/regions.md)."
+    )
+    with pytest.raises(DataError, match=r"scores of 6 classes, .* region_classes=5\..* set model\.region_classes=6 to"):
+        _data(scored, SPEC._replace(region_classes=5)).setup("test")
+    _data(scored, SCORED_SPEC).setup()
+    _data(scored).setup()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told", "found"),
+    [
+        ({"class_scores": np.full((3, 7), 1 / 8)}, "scores of 7 classes, the model takes region_classes=6", "of 7 c"),
+        ({"class_scores": None}, "no class scores, the model takes region_classes=6", "of 0 c"),
+    ],
+)
+def test_a_sample_with_other_class_scores_stops_training(
+    changes: dict[str, Any], told: str, found: str, scored: Path, tmp_path: Path
+) -> None:
+    folder = _with(scored, tmp_path / "train", "train", changes)
+    data = _data(folder, SCORED_SPEC, batch_size=24)
+    data.setup("fit")
+    with pytest.raises(DataError, match=rf"train-000000\.tar, sample 'train\.\d+', \.regions\.npz: {told}"):
+        list(data.train_dataloader())
+    assert any(f"scores {found}lasses, the manifest says 6; build again" in problem for problem in verify(folder))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -22,12 +23,14 @@ from experiments.cli import main
 from tests.datamodules.region_files import (
     SIZE_HW,
     datapoint,
+    some_class_scores,
     some_regions,
     tsv_line,
+    vilbert_datapoint,
     write_lmdb,
     write_tsv,
 )
-from tests.datamodules.tiny_catalogue import TinyCatalogue, tiny_regions
+from tests.datamodules.tiny_catalogue import TinyCatalogue, tiny_regions, tiny_scored_regions
 from tests.datamodules.tiny_shops import official, write_product1m
 
 NUM_REGIONS, WIDTH = 36, 2048
@@ -99,6 +102,68 @@ def test_lists_and_region_features_become_batches_of_the_published_size(
         assert np.array_equal(batch.features_BRD[row].numpy(), expected.features_RD.astype(np.float16))
         relative = expected.boxes_R4 / np.array([80, 60, 80, 60], np.float32)
         assert np.allclose(batch.boxes_BR5[row, :, :4].numpy(), relative, atol=1e-6)
+
+
+def test_class_scores_of_an_lmdb_are_stored_and_their_number_is_in_the_manifest(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(_words(raw, write_lmdb(tmp_path / "regions", map(vilbert_datapoint, IDS)), out)) == 0
+    assert "regions  3 a picture at most, 8 wide, scores of 5 classes" in capsys.readouterr().out
+    assert read_manifest(out)["regions"] == {"width": 8, "max": 3, "classes": 5, "files": []}
+    assert verify(out) == []
+    data = Product1M(str(out), batch_size=3, num_workers=0)
+    data.use_input_spec(InputSpec(text_length=10, region_width=8, num_regions=4, region_classes=5))
+    data.setup("test")
+    (batch,) = data.evaluation_loader("gallery")
+    for row, item_id in enumerate(data.ids("gallery")):
+        expected = some_class_scores(item_id).astype(np.float16)
+        assert np.array_equal(batch.class_scores_BRC[row, :3].numpy(), expected)
+
+
+COUNT = {"train": 8, "val": 2, "test": 2, "gallery": 2}
+
+
+@pytest.mark.parametrize("shard_size", [2, 8])
+def test_pictures_of_a_folder_have_scores_of_the_same_classes_or_none(shard_size: int, tmp_path: Path) -> None:
+    def without_one(record: ProductRecord) -> Regions:
+        found = tiny_scored_regions(record)
+        return found._replace(class_scores_RC=None) if record.id == "train.5" else found
+
+    def with_another(record: ProductRecord) -> Regions:
+        found = tiny_scored_regions(record)
+        assert found.class_scores_RC is not None
+        return found._replace(class_scores_RC=found.class_scores_RC[:, :5]) if record.id == "val.1" else found
+
+    for number, regions in ((0, without_one), (5, with_another)):
+        with pytest.raises(DataError, match=rf"class scores of ({number}|6) classes, those before it of ({number}|6)"):
+            build(
+                TinyCatalogue(COUNT, size_px=8), tmp_path / str(number), shard_size=shard_size, vocab_size=60,
+                progress=False, pictures=False, regions=regions,
+            )  # fmt: skip
+
+
+def test_a_build_of_before_class_scores_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datamodules import write_shards
+
+    options: dict = {"vocab_size": 60, "progress": False, "pictures": False, "regions": tiny_regions, "name": "shop"}
+    whole = build(TinyCatalogue(COUNT, size_px=8), tmp_path / "whole", **options)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(write_shards, "summarise", killed)
+        with pytest.raises(KeyboardInterrupt):
+            build(TinyCatalogue(COUNT, size_px=8), tmp_path / "killed", **options)
+    receipts = sorted((tmp_path / "killed" / ".build").glob("*.json"))
+    assert len(receipts) == 4
+    for path in receipts:
+        receipt = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps(receipt | {"regions": receipt["regions"][:2]}), encoding="utf-8")
+    times = [path.stat().st_mtime_ns for path in sorted((tmp_path / "killed").glob("*.tar"))]
+    assert build(TinyCatalogue(COUNT, size_px=8), tmp_path / "killed", **options) == whole
+    assert [path.stat().st_mtime_ns for path in sorted((tmp_path / "killed").glob("*.tar"))] == times
 
 
 def test_other_features_are_built_anew_and_the_same_are_left_alone(

@@ -25,8 +25,10 @@ from tests.datamodules.region_files import (
     datapoint,
     packed,
     record,
+    some_class_scores,
     some_regions,
     tsv_line,
+    vilbert_datapoint,
     write_lmdb,
     write_tsv,
 )
@@ -272,6 +274,78 @@ def test_a_file_that_changes_under_the_build_is_noticed(tmp_path: Path) -> None:
         store(record("a"))
 
 
+# ---- class scores -------------------------------------------------------------------------------------------------
+
+HEADER = "image_id\timage_w\timage_h\tnum_boxes\tboxes\tfeatures"
+
+
+def _scored(item_id: str) -> Regions:
+    return some_regions(item_id)._replace(class_scores_RC=some_class_scores(item_id))
+
+
+def _scored_folder(path: Path) -> Path:
+    for item_id in IDS:
+        boxes, features, scores, size, class_scores = _scored(item_id)
+        write_region_file(path, item_id, boxes, features, size, scores, class_scores)
+    return path
+
+
+def _scored_tsv(columns: str, end: int | None) -> Callable[[Path], Path]:
+    lines = (tsv_line(item_id, regions=_scored(item_id)) for item_id in IDS)
+    return lambda path: write_tsv(path, [HEADER + columns, *("\t".join(line.split("\t")[:end]) for line in lines)])
+
+
+SCORED = {
+    "folder": _scored_folder,
+    "lmdb": lambda path: write_lmdb(path, map(vilbert_datapoint, IDS)),
+    "lmdb of dicts": lambda path: write_lmdb(
+        path,
+        (dict(zip(FIELDS, datapoint(one), strict=True)) | {"cls_prob": some_class_scores(one).ravel()} for one in IDS),
+    ),
+    "tsv": _scored_tsv("\tcls_prob", 7),
+    "tsv with title": _scored_tsv("\tcls_prob\ttitle", None),
+}
+
+
+@pytest.mark.parametrize("write", SCORED.values(), ids=SCORED)
+def test_a_source_gives_class_scores_where_its_records_have_them(write: Callable[[Path], Path], tmp_path: Path) -> None:
+    store = open_region_store(write(tmp_path / "regions"))
+    assert store.prepare() == len(IDS)
+    for again in (store, pickle.loads(pickle.dumps(store))):
+        for item_id in IDS:
+            found, expected = again(record(item_id)), _scored(item_id)
+            if isinstance(store, RegionFolder):
+                assert expected.class_scores_RC is not None
+                half = (expected.features_RD.astype(np.float16), expected.class_scores_RC.astype(np.float16))
+                expected = expected._replace(features_RD=half[0], class_scores_RC=half[1])
+            assert _equal(found, expected), item_id
+
+
+def test_a_seventh_column_without_a_header_is_a_title(tmp_path: Path) -> None:
+    lines = [tsv_line("a", regions=_scored("a"))]
+    assert _equal(OfficialTsv(write_tsv(tmp_path / "x", lines))(record("a")), some_regions("a"))
+    with pytest.raises(DataError, match="cls_prob before the title"):
+        OfficialTsv(write_tsv(tmp_path / "y", [HEADER + "\ttitle\tcls_prob", *lines])).prepare()
+
+
+def test_class_scores_of_padding_are_left_out_and_missing_ones_are_damage(tmp_path: Path) -> None:
+    few = vilbert_datapoint("b")
+    few[1] = few[1][:2]
+    text = vilbert_datapoint("c")
+    text[1] = "text"
+    store = OfficialLmdb(write_lmdb(tmp_path / "x", [vilbert_datapoint("a", num_boxes=2), few, text]))
+    found = store(record("a"))
+    assert found is not None
+    assert np.array_equal(found.class_scores_RC, some_class_scores("a")[:2])
+    for item_id, shape in (("b", r"\(2, 5\)"), ("c", r"\(\)")):
+        with pytest.raises(BadRegionsError, match=rf"x, image '{item_id}': num_boxes is 3, but cls_prob of .*{shape}"):
+            store(record(item_id))
+    short = tsv_line("a", regions=_scored("a")).rpartition("\t")[0].rpartition("\t")[0]
+    lines = OfficialTsv(write_tsv(tmp_path / "y", [HEADER + "\tcls_prob", short]))
+    with pytest.raises(BadRegionsError, match=r"image 'a': .*does not decode \('cls_prob'\)"):
+        lines(record("a"))
+
+
 # ---- writing a file ----------------------------------------------------------------------------------------------
 
 
@@ -302,6 +376,10 @@ def test_a_file_nobody_could_read_is_not_written(tmp_path: Path) -> None:
         write_region_file(tmp_path, "a", 3, regions.features_RD, SIZE_HW)
     with pytest.raises(DataError, match=r"a\.npz: 'size' is \[60, 80, 3\]"):
         write_region_file(tmp_path, "a", regions.boxes_R4, regions.features_RD, (*SIZE_HW, 3))  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"a\.npz: 'class_scores' of region 0 hold .*apply softmax to logits"):
+        write_region_file(
+            tmp_path, "a", regions.boxes_R4, regions.features_RD, SIZE_HW, class_scores=4 * some_class_scores("a") - 2
+        )
     with pytest.raises(DataError, match=r"item id '\.\./a' is not allowed"):
         write_region_file(tmp_path, "../a", regions.boxes_R4, regions.features_RD, SIZE_HW)
     assert os.listdir(tmp_path) == []

@@ -13,8 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamodules import npz
-from datamodules.regions import BadRegionsError, Regions, check_finite, check_regions, pack_regions, unpack_regions
-from tests.datamodules.region_files import some_regions
+from datamodules.regions import (
+    SUM_TOLERANCE,
+    BadRegionsError,
+    Regions,
+    check_class_scores,
+    check_finite,
+    check_regions,
+    pack_regions,
+    unpack_regions,
+)
+from tests.datamodules.region_files import some_class_scores, some_regions
 
 NAMES = ("boxes", "features", "scores", "size")
 
@@ -180,6 +189,104 @@ def test_every_float16_is_known_as_a_number_or_not(bits: int) -> None:
     else:
         with pytest.raises(BadRegionsError):
             check_finite(value)
+
+
+# ---- class scores ------------------------------------------------------------------------------------------------
+
+CLASS_SCORES = some_class_scores("a")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    num=st.integers(0, 7),
+    classes=st.sampled_from([1, 2, 91, 1601]),
+    seed=st.integers(0, 99),
+    sharpness=st.floats(0, 40),
+    dtype=st.sampled_from([np.float16, np.float32, np.float64]),
+)
+def test_every_softmax_is_packed_and_comes_back(
+    num: int, classes: int, seed: int, sharpness: float, dtype: Any
+) -> None:
+    logits = sharpness * np.random.default_rng(seed).normal(size=(num, classes))
+    scores = np.exp(logits - logits.max(1, keepdims=True))
+    scores = (scores / scores.sum(1, keepdims=True)).astype(dtype)
+    regions = some_regions(str(seed), num)._replace(class_scores_RC=scores)
+    data = pack_regions(regions)
+    back = unpack_regions(data)
+    assert np.array_equal(back.class_scores_RC, scores.astype(np.float16))
+    assert (back.class_scores_RC.dtype, back.num_classes) == (np.float16, classes)
+    assert _slowly(data).keys() == set(NAMES), "the four others are as they were"
+    check_regions(back)
+
+
+def test_regions_without_class_scores_give_the_bytes_they_always_gave() -> None:
+    regions = some_regions("a")
+    assert unpack_regions(pack_regions(regions)).class_scores_RC is None
+    assert pack_regions(regions) == _saved(
+        boxes=regions.boxes_R4,
+        features=regions.features_RD.astype(np.float16),
+        scores=regions.scores_R,
+        size=np.array((60, 80), np.int32),
+    )
+
+
+def test_class_scores_are_left_unread_where_nobody_wants_them() -> None:
+    regions = some_regions("a")
+    data = _saved(boxes=regions.boxes_R4, features=regions.features_RD, size=(60, 80), class_scores=["text"])
+    assert unpack_regions(data, class_scores=False).class_scores_RC is None
+    with pytest.raises(BadRegionsError, match="'class_scores' holds <U"):
+        unpack_regions(data)
+
+
+def test_rounding_is_put_back_into_place() -> None:
+    scores = np.array([[1.0004, -0.0, 0], [-1e-9, 0.5, 0.505], [0, 0, 1e-6]])
+    found = unpack_regions(pack_regions(_changed(class_scores_RC=scores))).class_scores_RC
+    assert np.array_equal(found, np.array([[1, 0, 0], [0, 0.5, 0.505], [0, 0, 1e-6]], np.float16))
+    check_class_scores(np.array([[-0.0, 1]], np.float16))
+
+
+def _row(*scores: float) -> np.ndarray:
+    return np.array([[0.5, 0.5], scores, [1, 0]], np.float32)
+
+
+BAD_SCORES = {
+    "rows": (CLASS_SCORES[:2], "malformed_regions", r"'class_scores' have shape \(2, 5\), not \(3, C\)"),
+    "flat": (CLASS_SCORES[:, 0], "malformed_regions", r"have shape \(3,\), not \(3, C\)"),
+    "no class": (CLASS_SCORES[:, :0], "malformed_regions", "at least one class"),
+    "text": (CLASS_SCORES.astype(str), "malformed_regions", "'class_scores' holds <U"),
+    "nan": (_row(np.nan, 0.5), "non_finite_regions", "'class_scores' of region 1 hold NaN"),
+    "inf": (_row(0.5, np.inf), "non_finite_regions", "'class_scores' of region 1 hold NaN or infinity"),
+    "logits": (_row(2.5, -1.5), "bad_class_scores", r"of region 1 hold 2\.5; .*apply softmax to logits"),
+    "small logits": (_row(0.25, -0.25), "bad_class_scores", r"region 1 hold -0\.25; .*softmax"),
+    "sigmoids": (_row(0.75, 0.5), "bad_class_scores", r"region 1 sum to 1\.25; .*at most 1 in sum"),
+    "zeros": (_row(0, 0), "bad_class_scores", "region 1 sum to 0; .*not all 0"),
+    "nothing half precision holds": (_row(1e-9, 1e-9), "bad_class_scores", "region 1 sum to 0;"),
+}
+
+
+@pytest.mark.parametrize(("scores", "reason", "message"), BAD_SCORES.values(), ids=BAD_SCORES)
+def test_what_is_no_distribution_over_classes_is_refused(scores: np.ndarray, reason: str, message: str) -> None:
+    with pytest.raises(BadRegionsError, match=message) as caught:
+        pack_regions(_changed(class_scores_RC=scores))
+    assert caught.value.reason == reason
+    regions = some_regions("a")
+    data = _saved(boxes=regions.boxes_R4, features=regions.features_RD, size=(60, 80), class_scores=scores)
+    with pytest.raises(BadRegionsError, match=message):
+        check_regions(unpack_regions(data))
+
+
+@settings(max_examples=200, deadline=None)
+@given(rows=st.lists(st.lists(st.integers(0, 0xFFFF), min_size=3, max_size=3), min_size=1, max_size=3))
+def test_class_scores_are_judged_as_one_would_slowly(rows: list[list[int]]) -> None:
+    scores = np.array(rows, np.uint16).view(np.float16)
+    exact = [[float(value) for value in row] for row in scores]
+    good = all(all(0 <= value <= 1 for value in row) and 0 < sum(row) <= 1 + SUM_TOLERANCE for row in exact)
+    with np.errstate(invalid="ignore"):
+        if good:
+            check_class_scores(scores)
+        else:
+            with pytest.raises(BadRegionsError):
+                check_class_scores(scores)
 
 
 @pytest.mark.parametrize("key", ["boxes", "features", "size"])

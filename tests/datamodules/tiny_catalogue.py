@@ -68,3 +68,9 @@ def tiny_regions(record: ProductRecord) -> Regions:
     rng = np.random.default_rng(list(record.id.encode()))
     boxes = np.array([[0, 0, 20, 20], [10, 10, 40, 30], [5, 0, 15, 40]], np.float32)
     return Regions(boxes, rng.normal(size=(3, 8)).astype(np.float16), np.ones(3, np.float32), (40, 40))
+
+
+def tiny_scored_regions(record: ProductRecord) -> Regions:
+    """The same with probabilities of six classes, one of which the detector left out."""
+    rng = np.random.default_rng([1, *record.id.encode()])
+    return tiny_regions(record)._replace(class_scores_RC=rng.dirichlet(np.ones(7), 3)[:, 1:].astype(np.float16))
