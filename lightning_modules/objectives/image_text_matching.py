@@ -81,7 +81,7 @@ class ImageTextMatching(nn.Module):
     (arXiv 1908.07490) §3.1.3, cross-modality matching. Several candidates: the hard negatives of UNITER's fine-tuning
     for retrieval, in its released `UniterForImageTextRetrievalHardNeg` the ones that score highest without gradient.
     Differs: one logit instead of two, of which only the difference counts. Negatives are captions of the global batch,
-    not of the whole data set, and never equal to the sample's own. UNITER exchanges the picture, not the caption.
+    not of the whole data set, and never equal to the sample's own. UNITER exchanges caption or picture.
 
     Args:
         width: Width of the pooled vector.
