@@ -33,7 +33,7 @@ class MaskedLanguageModelling(nn.Module):
     Source: BERT (arXiv 1810.04805) §3.1; CAPTURE §4.3 and its released `cls` head.
 
     Args:
-        output_width: Width of the text outputs this head reads.
+        output_width: Width of the text outputs this head reads; None = `width`, and no layer back to it.
         width: Width of the word embeddings.
         vocab_size: Number of tokens.
         mask_token_id: Id of [MASK].
@@ -41,13 +41,13 @@ class MaskedLanguageModelling(nn.Module):
     """
 
     def __init__(
-        self, output_width: int, width: int, vocab_size: int, mask_token_id: int, mask_prob: float = 0.15
+        self, output_width: int | None, width: int, vocab_size: int, mask_token_id: int, mask_prob: float = 0.15
     ) -> None:
         super().__init__()
         self.vocab_size = vocab_size
         self.mask_token_id = mask_token_id
         self.mask_prob = mask_prob
-        self.back = nn.Linear(output_width, width)
+        self.back = nn.Identity() if output_width is None else nn.Linear(output_width, width)
         self.transform = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.bias = nn.Parameter(torch.zeros(vocab_size))

@@ -10,16 +10,8 @@ from torch import Tensor, nn
 
 from lightning_modules.distributed import all_sum, mean_over_ranks
 from lightning_modules.layers.attention import NORM_EPS
-from lightning_modules.objectives.chosen import Chosen, chosen
 from lightning_modules.objectives.draws import Draws
-
-
-class MaskedRegions(NamedTuple):
-    """Which regions are predicted, which of these the model does not see (90 % of them), and where those may stand."""
-
-    predicted_BR: Tensor
-    hidden_BR: Tensor
-    chosen: Chosen
+from lightning_modules.objectives.masked_regions import MaskedRegions, mask_regions
 
 
 class Moments(NamedTuple):
@@ -33,35 +25,44 @@ class MaskedRegionModelling(nn.Module):
     """Regression of the region feature, averaged over all masked elements of the global batch.
 
     Source: CAPTURE §4.3 and its released `cls.imagePredictions` head. The whole-image region is neither masked nor
-    predicted.
+    predicted. The tied decoder is that of UNITER (arXiv 1909.11740) §3.2, MRFR, and its released
+    `RegionFeatureRegression`.
     Differs: where the features come from the network itself (grid regions) the caller gives their moments and the
     target is standardised per dimension, else shrinking the features would lower the loss. The moments are those of the
     global batch.
 
     Args:
-        output_width: Width of the image outputs this head reads.
+        output_width: Width of the image outputs this head reads; None = `width`, and no layer back to it.
         width: Inner width of the head.
         region_width: Width of the features to predict.
         mask_prob: Share of regions predicted; of these 90 % are hidden, 10 % stay visible.
+        tied: The decoder is the transpose of the layer that embeds region features, with a bias of its own; it is
+            handed to `forward`.
     """
 
-    def __init__(self, output_width: int, width: int, region_width: int, mask_prob: float = 0.15) -> None:
+    def __init__(
+        self, output_width: int | None, width: int, region_width: int, mask_prob: float = 0.15, tied: bool = False
+    ) -> None:
         super().__init__()
         self.mask_prob = mask_prob
-        self.back = nn.Linear(output_width, width)
+        self.back = nn.Identity() if output_width is None else nn.Linear(output_width, width)
         self.transform = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
-        self.decoder = nn.Linear(width, region_width)
+        self.decoder = None if tied else nn.Linear(width, region_width)
+        if tied:
+            self.bias = nn.Parameter(torch.zeros(region_width))
 
     def mask(self, region_mask_BR: Tensor, draws: Draws) -> MaskedRegions:
         """Choose regions to predict and, of these, the ones to hide."""
-        uniform_B2R = draws.uniform(region_mask_BR.shape[0], 2, region_mask_BR.shape[1])
-        choice_BR, fate_BR = draws.send(uniform_B2R).unbind(1)
-        predicted = region_mask_BR & (choice_BR < self.mask_prob)
-        return MaskedRegions(predicted, predicted & (fate_BR < 0.9), chosen(uniform_B2R[:, 0] < self.mask_prob, draws))
+        return mask_regions(region_mask_BR, self.mask_prob, draws)
 
     def forward(
-        self, outputs_MD: Tensor, targets_MD: Tensor, predicted_M: Tensor, moments: Moments | None = None
+        self,
+        outputs_MD: Tensor,
+        targets_MD: Tensor,
+        predicted_M: Tensor,
+        moments: Moments | None = None,
+        feature_WD: Tensor | None = None,
     ) -> Tensor:
         """Mean squared error over the predicted regions of all ranks (0 where there are none).
 
@@ -70,13 +71,22 @@ class MaskedRegionModelling(nn.Module):
             targets_MD: Their features as they were before masking.
             predicted_M: bool, which of them are to be predicted.
             moments: Of the features, to standardise the target with.
+            feature_WD: Weight of the Linear that embeds region features, for a tied decoder and only for that.
         """
         target_MD = targets_MD.detach().float()
         if moments is not None:
             target_MD = (target_MD - moments.mean_D) * torch.rsqrt(moments.variance_D + 1e-6)
         hidden_MD = self.norm(F.gelu(self.transform(self.back(outputs_MD))))
-        squared_M = (self.decoder(hidden_MD).float() - target_MD).square().sum(-1)
+        squared_M = (self._decode(hidden_MD, feature_WD).float() - target_MD).square().sum(-1)
         return mean_over_ranks((squared_M * predicted_M).sum(), predicted_M.sum() * targets_MD.shape[-1])
+
+    def _decode(self, hidden_MW: Tensor, feature_WD: Tensor | None) -> Tensor:
+        if (self.decoder is None) != (feature_WD is not None):
+            raise TypeError("feature_WD belongs to a tied decoder, and a tied decoder needs it")
+        if feature_WD is not None:
+            return F.linear(hidden_MW, feature_WD.T, self.bias)
+        assert self.decoder is not None
+        return self.decoder(hidden_MW)
 
 
 @torch.no_grad()
