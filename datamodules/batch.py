@@ -26,6 +26,7 @@ class InputSpec(NamedTuple):
     end_token_id: int | None = None  # the id its closing token ([SEP]) must have; None = any
     resize: str = "longest"  # the side that fills the square: "longest", "shortest" or both ("squash"); "grid" only
     interpolation: str = "bilinear"  # or "bicubic"; "grid" only
+    region_classes: int = 0  # classes of the detector whose scores the model wants; 0 = none; used with "regions" only
 
 
 class ProductBatch(NamedTuple):
@@ -38,7 +39,7 @@ class ProductBatch(NamedTuple):
     features_BRD: Tensor | None = None  # float16 or float32, without the whole-image region
     boxes_BR5: Tensor | None = None  # float32: x1, y1, x2, y2 in [0, 1] and relative area
     region_mask_BR: Tensor | None = None  # bool, True = real region
-    class_scores_BRC: Tensor | None = None
+    class_scores_BRC: Tensor | None = None  # float16, the detector's probability of each class; zero = no region
     entity_tokens_BT: Tensor | None = None
     entity_token_mask_BT: Tensor | None = None
     entities_BE: Tensor | None = None  # int64 row of the entity table, -1 = none

@@ -1,6 +1,6 @@
 """Raw shard members -> ProductBatch. Runs inside the workers; decodes only the members of the schema.
 
-Shape legend: B batch, T tokens, R regions, D feature width.
+Shape legend: B batch, T tokens, R regions, D feature width, C detector classes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,14 @@ from torch import Tensor
 from datamodules.batch import InputSpec, ProductBatch
 from datamodules.errors import DataError
 from datamodules.pictures import PictureError
-from datamodules.regions import BadRegionsError, boxes_with_area, check_finite, unpack_regions
+from datamodules.regions import (
+    BadRegionsError,
+    Regions,
+    boxes_with_area,
+    check_class_scores,
+    check_finite,
+    unpack_regions,
+)
 from datamodules.tokenizer import AnyTokenizer, load_tokenizer
 from datamodules.transforms import Fit, Jitter, picture_to_square
 
@@ -58,7 +65,7 @@ class BatchMaker:
     def __init__(self, folder: Path, spec: InputSpec, jitter: Jitter | None) -> None:
         self.folder, self.spec, self.jitter = folder, spec, jitter
         self._tokenizer: AnyTokenizer | None = None
-        self._ring: list[Tensor] = []
+        self._rings: dict[str, list[Tensor]] = {}  # by field
         self._reset(0)
 
     def start(self, batch_size: int) -> None:
@@ -75,7 +82,8 @@ class BatchMaker:
 
         Raises:
             UnusableSampleError: damaged record, empty caption, missing or undecodable picture, missing or bad regions.
-            DataError: regions of another width than the model's, or more of them (a setting is wrong, not a sample).
+            DataError: regions of another width than the model's, more of them, or other class scores (a setting is
+                wrong, not a sample).
         """
         record = self._record(sample)
         caption = " ".join(str(record.get("caption", "")).split())
@@ -103,32 +111,37 @@ class BatchMaker:
             features_BRD=_head(self._features, num),
             boxes_BR5=_head(self._boxes, num),
             region_mask_BR=_head(self._region_mask, num),
+            class_scores_BRC=_head(self._class_scores, num),
         )
 
     def _reset(self, batch_size: int) -> None:
         spec = self.spec
         self._rows: list[int] = []
         self._captions: list[str] = []
-        self._images = self._features = self._boxes = self._region_mask = None
+        self._images = self._features = self._boxes = self._region_mask = self._class_scores = None
         if not batch_size:
             return
         if spec.visual_input == "grid":
             # Channels last: as decoders write and as convolutions like it.
-            self._images = self._large(torch.uint8, batch_size, spec.image_size_px, spec.image_size_px, 3)
+            self._images = self._large("images", torch.uint8, batch_size, spec.image_size_px, spec.image_size_px, 3)
         else:
-            self._features = self._large(torch.float16, batch_size, spec.num_regions, spec.region_width)
+            self._features = self._large("features", torch.float16, batch_size, spec.num_regions, spec.region_width)
+            if spec.region_classes:
+                shape = (batch_size, spec.num_regions, spec.region_classes)
+                self._class_scores = self._large("class_scores", torch.float16, *shape)
             self._boxes = torch.zeros(batch_size, spec.num_regions, 5)
             self._region_mask = torch.zeros(batch_size, spec.num_regions, dtype=torch.bool)
 
-    def _large(self, dtype: torch.dtype, *shape: int) -> Tensor:
-        """Memory for the large part of a batch; in a worker, the oldest of a ring the main process can see."""
+    def _large(self, field: str, dtype: torch.dtype, *shape: int) -> Tensor:
+        """Memory for a large field of a batch; in a worker, the oldest of a ring the main process can see."""
         if torch.utils.data.get_worker_info() is None:
             return torch.empty(*shape, dtype=dtype)
-        if len(self._ring) < RING_BATCHES:
-            self._ring.append(torch.empty(*shape, dtype=dtype).share_memory_())
+        ring = self._rings.setdefault(field, [])
+        if len(ring) < RING_BATCHES:
+            ring.append(torch.empty(*shape, dtype=dtype).share_memory_())
         else:
-            self._ring.append(self._ring.pop(0))
-        return self._ring[-1]
+            ring.append(ring.pop(0))
+        return ring[-1]
 
     def _record(self, sample: RawSample) -> dict:
         try:
@@ -156,21 +169,32 @@ class BatchMaker:
         if REGIONS not in sample.members:
             raise self._unusable("missing_regions", f"it has no .{REGIONS}", sample, record)
         try:
-            regions = unpack_regions(sample.members[REGIONS])
-            num, width = regions.features_RD.shape
-            self._check_fit(num, width, sample, record)
+            regions = unpack_regions(sample.members[REGIONS], class_scores=self._class_scores is not None)
+            num = len(regions.boxes_R4)
+            self._check_fit(regions, sample, record)
             features_RD, boxes_R5 = self._features[row].numpy(), self._boxes[row].numpy()
             with np.errstate(over="ignore"):  # what float16 cannot hold is found in the next line
                 features_RD[:num] = regions.features_RD  # the only copy, from the tar's bytes
             check_finite(features_RD[:num])
+            self._add_class_scores(row, regions)
         except BadRegionsError as error:
             raise self._unusable(error.reason, f".{REGIONS}: {error}", sample, record) from None
         boxes_R5[:num] = boxes_with_area(regions)
         features_RD[num:], boxes_R5[num:] = 0, 0  # the memory is used again and again
         self._region_mask[row].numpy()[:] = np.arange(self.spec.num_regions) < num
 
-    def _check_fit(self, num: int, width: int, sample: RawSample, record: dict) -> None:
+    def _add_class_scores(self, row: int, regions: Regions) -> None:
+        if self._class_scores is None or regions.class_scores_RC is None:
+            return
+        num, scores_RC = len(regions.class_scores_RC), self._class_scores[row]
+        with np.errstate(over="ignore"):
+            scores_RC.numpy()[:num] = regions.class_scores_RC
+        scores_RC[num:] = 0
+        check_class_scores(scores_RC[:num].numpy(), scores_RC[:num].sum(-1, dtype=torch.float32).numpy())
+
+    def _check_fit(self, regions: Regions, sample: RawSample, record: dict) -> None:
         where = f"{self.folder / sample.file}, sample '{record['id']}', .{REGIONS}"
+        num, width = regions.features_RD.shape
         if width != self.spec.region_width:
             raise DataError(
                 f"{where}: features are {width} wide, the model takes region_width={self.spec.region_width}. "
@@ -181,6 +205,8 @@ class BatchMaker:
                 f"{where}: {num} boxes, the model takes num_regions={self.spec.num_regions}. "
                 "Raise the model's num_regions, or store fewer regions."
             )
+        if self._class_scores is not None and regions.num_classes != self.spec.region_classes:
+            raise DataError(f"{where}: {other_classes(regions.num_classes, self.spec.region_classes)}")
 
     def _unusable(self, reason: str, detail: str, sample: RawSample, record: dict) -> UnusableSampleError:
         name = record.get("id", f"row {sample.row}")
@@ -189,6 +215,17 @@ class BatchMaker:
             f"{self.folder / sample.file}, sample '{name}': {detail}. List all damaged samples with "
             f"`python -m experiments data verify {self.folder}`, then repair the raw data and build again.",
         )
+
+
+def other_classes(found: int, wanted: int) -> str:
+    """What to say of regions with scores of `found` classes (0 = none) to a model that wants those of `wanted`."""
+    scores, to_match = "no class scores", ""
+    if found:
+        scores, to_match = f"scores of {found} classes", f"set model.region_classes={found} to match, "
+    return (
+        f"{scores}, the model takes region_classes={wanted}. Choose objectives that need none, {to_match}or build the "
+        "regions again with class_scores (docs/regions.md)."
+    )
 
 
 def _mixed(*numbers: int) -> int:

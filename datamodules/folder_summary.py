@@ -21,7 +21,7 @@ from datamodules.manifest import (
     write_atomically,
 )
 from datamodules.near_duplicates import METHOD, Fingerprint, across_splits
-from datamodules.shard_writer import ShardJob, larger_of, read_receipt
+from datamodules.shard_writer import RegionSizes, ShardJob, larger_of, read_receipt
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class _Tally:
         }
         self.rows: dict[str, list[AnnotationRow]] = {split: [] for split in SPLITS}
         self.prints: dict[str, list[tuple[str, Fingerprint]]] = {split: [] for split in SPLITS}
-        self.region_width = self.most_regions = 0
+        self.regions = RegionSizes()
         self._seen: dict[str, str] = {}
 
     def add(self, job: ShardJob, receipt: dict[str, Any]) -> None:
@@ -50,9 +50,7 @@ class _Tally:
         entry["skipped"] = dict(sorted((Counter(entry["skipped"]) + Counter(receipt["skipped"])).items()))
         if receipt["shard"]["samples"]:
             entry["shards"].append(receipt["shard"])
-        width, most = receipt["regions"]
-        before = (self.region_width, self.most_regions)
-        self.region_width, self.most_regions = larger_of(before, (width, most), f"shard {job.file}")
+        self.regions = larger_of(self.regions, RegionSizes(*receipt["regions"]), f"shard {job.file}")
         for row in receipt["rows"]:
             self._check_unique(row, job)
             self.rows[job.split].append(AnnotationRow(row["id"], row["caption"], row["source"], tuple(row["labels"])))
@@ -89,7 +87,6 @@ def summarise(
         write_rows(folder, split, tally.rows[split])
     tokenizer = _write_tokenizer(folder, [row.caption for row in tally.rows["train"]], build["vocab_size"])
     labels = {label for rows in tally.rows.values() for row in rows for label in row.labels}
-    regions = {"width": tally.region_width, "max": tally.most_regions, "files": []} if tally.region_width else None
     return Manifest(
         schema_version=SCHEMA_VERSION,
         name=name,
@@ -100,10 +97,17 @@ def summarise(
         pictures=pictures,
         splits=tally.splits,
         labels={"count": len(labels), "without_gallery": _count_unscorable(tally)},
-        regions=regions,
+        regions=_regions(tally.regions),
         near_duplicates=_near_duplicates(folder, tally.prints),
         data_hash=data_hash(folder, tally.splits),
     )
+
+
+def _regions(sizes: RegionSizes) -> dict[str, Any] | None:
+    if not sizes.width:
+        return None
+    classes = {"classes": sizes.classes} if sizes.classes else {}  # as folders were before there were class scores
+    return {"width": sizes.width, "max": sizes.most, **classes, "files": []}
 
 
 def plain(settings: dict[str, Any]) -> dict[str, Any]:

@@ -44,7 +44,9 @@ class Receiver:
         if isinstance(delivered, Failure):
             raise DataError(delivered.message)
         return delivered._replace(
-            images_B3HW=self._own(delivered.images_B3HW), features_BRD=self._own(delivered.features_BRD)
+            images_B3HW=self._own(delivered.images_B3HW),
+            features_BRD=self._own(delivered.features_BRD),
+            class_scores_BRC=self._own(delivered.class_scores_BRC),
         )
 
     def _own(self, tensor: Tensor | None) -> Tensor | None:

@@ -52,7 +52,7 @@ class Manifest(TypedDict):
     pictures: bool  # the samples carry `.jpg`
     splits: dict[str, SplitEntry]
     labels: dict[str, Any]
-    regions: dict[str, Any] | None  # width of the features, most regions of a picture
+    regions: dict[str, Any] | None  # width of the features, most regions of a picture, classes with scores (if any)
     near_duplicates: dict[str, Any]
     data_hash: str
 
@@ -167,9 +167,11 @@ def _checked(value: Any, path: Path) -> Manifest:
     if tokenizer is not None and not (isinstance(tokenizer, dict) and _is_count(tokenizer.get("vocab_size"))):
         raise _bad(path, "tokenizer", "null or an object with vocab_size")
     if regions is not None and not (
-        isinstance(regions, dict) and _is_count(regions.get("width")) and _is_count(regions.get("max"))
+        isinstance(regions, dict)
+        and all(_is_count(regions.get(key)) for key in ("width", "max"))
+        and _is_count(regions.get("classes", 0))
     ):
-        raise _bad(path, "regions", "null or an object with width and max")
+        raise _bad(path, "regions", "null or an object with width, max and perhaps classes")
     for split in SPLITS:
         _check_split(value["splits"].get(split), f"splits.{split}", path)
     return value  # type: ignore[return-value]

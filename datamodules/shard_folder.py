@@ -11,7 +11,7 @@ import numpy as np
 
 from datamodules.annotations import AnnotationRow, read_rows
 from datamodules.batch import InputSpec
-from datamodules.batching import PICTURE, RECORD, REGIONS
+from datamodules.batching import PICTURE, RECORD, REGIONS, other_classes
 from datamodules.catalogues.record import SPLITS
 from datamodules.errors import DataError
 from datamodules.manifest import Manifest, ShardEntry, how_to_build, read_manifest
@@ -93,7 +93,7 @@ class ShardFolder:
         for split in SPLITS:
             for entry in self.shards(split):
                 for sample in read_shard(self.path / entry["file"]):
-                    if len(unpack_regions(sample.members[REGIONS]).boxes_R4) > num_regions:
+                    if len(unpack_regions(sample.members[REGIONS], class_scores=False).boxes_R4) > num_regions:
                         item = json.loads(sample.members[RECORD])["id"]
                         return f"{self.path / entry['file']}, sample '{item}', .{REGIONS}"
         return str(self.path)  # the manifest overstates
@@ -129,5 +129,8 @@ class ShardFolder:
                     f"{self._sample_with_more(spec.num_regions)}: {regions['max']} regions a picture at most, the "
                     f"model takes num_regions={spec.num_regions}. Raise model.num_regions, or store fewer regions."
                 )
+            classes = regions.get("classes", 0)
+            if spec.region_classes and classes != spec.region_classes:
+                raise DataError(f"The regions of {self.path}: {other_classes(classes, spec.region_classes)}")
         else:
             raise DataError(f"Unknown visual input '{spec.visual_input}'; there are 'grid' and 'regions'.")

@@ -56,6 +56,14 @@ class ShardJob(NamedTuple):
         return self.folder / RECEIPTS / f"{self.split}-{self.number:06d}.json"
 
 
+class RegionSizes(NamedTuple):
+    """What the regions of a picture, a shard or a folder have in common, and the most of them; all 0 = no regions."""
+
+    width: int = 0  # of the features
+    most: int = 0  # regions of a picture
+    classes: int = 0  # with scores; receipts of builds before there were any do not have it
+
+
 class Options(NamedTuple):
     """What goes into a sample beside the record."""
 
@@ -67,7 +75,7 @@ def write_shard(catalogue: Catalogue, job: ShardJob, options: Options) -> None:
     """Make the items of a shard, write its tar, then its receipt (in this order: a receipt vouches for a tar)."""
     temporary = job.folder / f".{job.file}.{os.getpid()}.tmp"
     rows: list[dict[str, Any]] = []
-    kinds, skipped, region_sizes = Counter[str](), Counter[str](), (0, 0)
+    kinds, skipped, region_sizes = Counter[str](), Counter[str](), RegionSizes()
     try:
         with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
             for key, item in enumerate(job.items, start=job.first_key):
@@ -111,25 +119,32 @@ def read_receipt(job: ShardJob) -> dict[str, Any] | None:
         return None
 
 
-def larger_of(before: tuple[int, int], now: tuple[int, int], where: str) -> tuple[int, int]:
-    """Width of the features and most regions of a picture, so far and of what comes next; (0, 0) = none yet.
+def larger_of(before: RegionSizes, now: RegionSizes, where: str) -> RegionSizes:
+    """Sizes so far and of what comes next.
 
     Raises:
-        DataError: two widths, which no model can read.
+        DataError: two widths, or scores of two numbers of classes (0 is one), which no model can read.
     """
-    if before[0] and now[0] and before[0] != now[0]:
+    if not before.width or not now.width:
+        return before if before.width else now
+    if before.width != now.width:
         raise DataError(
-            f"{where}: its region features are {now[0]} wide, those before it {before[0]}. A folder holds the features "
-            "of one detector: remove the others, then build again."
+            f"{where}: its region features are {now.width} wide, those before it {before.width}. A folder holds the "
+            "features of one detector: remove the others, then build again."
         )
-    return max(before[0], now[0]), max(before[1], now[1])
+    if before.classes != now.classes:
+        raise DataError(
+            f"{where}: its regions have class scores of {now.classes} classes, those before it of {before.classes}. "
+            "Give all pictures the class scores of one detector, or none, then build again."
+        )
+    return now._replace(most=max(before.most, now.most))
 
 
 class _Made(NamedTuple):
     record: ProductRecord
     picture: bytes | None
     regions: bytes | None
-    region_sizes: tuple[int, int]  # width of the features, number of regions
+    region_sizes: RegionSizes
     row: dict[str, Any]
 
 
@@ -148,7 +163,7 @@ def _make(catalogue: Catalogue, split: Split, item: Any, options: Options) -> _M
             return Skipped(record.id, error.reason)
     picture = record.image if options.pictures else None
     if options.regions is None:
-        return _Made(record, picture, None, (0, 0), row)
+        return _Made(record, picture, None, RegionSizes(), row)
     try:
         regions = options.regions(record)
         packed = None if regions is None else pack_regions(regions)
@@ -157,7 +172,7 @@ def _make(catalogue: Catalogue, split: Split, item: Any, options: Options) -> _M
     if regions is None or packed is None:
         return Skipped(record.id, "missing_regions")
     num, width = np.shape(regions.features_RD)
-    return _Made(record, picture, packed, (width, num), row)
+    return _Made(record, picture, packed, RegionSizes(width, num, regions.num_classes), row)
 
 
 def _cleaned(record: ProductRecord) -> ProductRecord:

@@ -145,6 +145,11 @@ def _region_problems(data: bytes, expected: dict[str, Any]) -> Iterator[str]:
     num, width = regions.features_RD.shape
     if width != expected["width"]:
         yield f".regions.npz: features are {width} wide, the manifest says {expected['width']}; build again."
+    if regions.num_classes != expected.get("classes", 0):
+        yield (
+            f".regions.npz: scores of {regions.num_classes} classes, the manifest says {expected.get('classes', 0)}; "
+            "build again."
+        )
     if num > expected["max"]:
         yield f".regions.npz: {num} regions, the manifest says {expected['max']} at most; build again."
 

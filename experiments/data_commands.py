@@ -78,9 +78,12 @@ def build(source: str, raw: Path | None, out: Path, settings: dict[str, Any], wr
         skipped = ", ".join(f"{reason} {count}" for reason, count in sorted(entry["skipped"].items())) or "none"
         say(f"{name:<8} {entry['samples']} samples in {len(entry['shards'])} shards, skipped: {skipped}")
     if manifest["regions"]:
-        say(f"regions  {manifest['regions']['max']} a picture at most, {manifest['regions']['width']} wide")
+        sizes = manifest["regions"]
+        classes = f", scores of {sizes['classes']} classes" if sizes.get("classes") else ""
+        say(f"regions  {sizes['max']} a picture at most, {sizes['width']} wide{classes}")
         left_out = {reason for entry in manifest["splits"].values() for reason in entry["skipped"]}
-        if left_out & {"malformed_regions", "non_finite_regions", "misplaced_boxes", "missing_regions"}:
+        damage = {"malformed_regions", "non_finite_regions", "misplaced_boxes", "bad_class_scores", "missing_regions"}
+        if left_out & damage:
             say("         features mended in place are not noticed: build those into a new --out (docs/regions.md)")
     say(f"{out} (data hash {manifest['data_hash']}) in {time.perf_counter() - started:.0f} s")
 

@@ -14,7 +14,7 @@ def example_batch(
     vocab_size: int | None = None,
     seed: int = 0,
 ) -> ProductBatch:
-    """Random captions of different lengths with random pictures or regions, seeded.
+    """Random captions of different lengths with random pictures or regions (with class scores if wanted), seeded.
 
     Args:
         spec: What the model published with `input_spec()`.
@@ -49,4 +49,7 @@ def example_batch(
             boxes_BR5=torch.cat([corners_BR4, area_BR1], -1) * mask_BR.unsqueeze(-1),
             region_mask_BR=mask_BR,
         )
+        if spec.region_classes:  # drawn last: the other values do not depend on it
+            scores_BRC = (4 * uniform(batch_size, regions, spec.region_classes)).softmax(-1)
+            batch = batch._replace(class_scores_BRC=(scores_BRC * mask_BR.unsqueeze(-1)).half())
     return ProductBatch._make(None if field is None else field.to(device) for field in batch)

@@ -26,6 +26,7 @@ def write_region_file(
     features: Any,
     size: tuple[int, int],
     scores: Any = None,
+    class_scores: Any = None,
 ) -> Path:
     """Write the regions of one picture as `<folder>/<item_id>.npz`, in one step; an older file is replaced.
 
@@ -36,6 +37,8 @@ def write_region_file(
         features: R × D numbers within ±65504; stored as float16.
         size: height and width of the picture, px.
         scores: R numbers, None = ones. Stored; no model of this project reads them.
+        class_scores: R × C probabilities over the detector's classes (softmax, not logits; background may be left out);
+            stored as float16. None = none; all pictures of a folder have them, or none has.
 
     Returns:
         The file.
@@ -45,7 +48,13 @@ def write_region_file(
     """
     path = Path(folder) / f"{check_id(str(item_id), f'region file in {folder}')}{_SUFFIX}"
     ones = np.ones(np.shape(boxes)[:1], np.float32)
-    regions = Regions(np.asarray(boxes), np.asarray(features), ones if scores is None else np.asarray(scores), size)
+    regions = Regions(
+        np.asarray(boxes),
+        np.asarray(features),
+        ones if scores is None else np.asarray(scores),
+        size,
+        None if class_scores is None else np.asarray(class_scores),
+    )
     try:
         data = pack_regions(regions)
     except BadRegionsError as error:
@@ -56,7 +65,9 @@ def write_region_file(
 
 
 class RegionFolder:
-    """`<item id>.npz` with `boxes`, `features`, `size` and perhaps `scores`, as `write_region_file` or numpy writes it.
+    """`<item id>.npz` with `boxes`, `features`, `size`, perhaps `scores` and `class_scores`.
+
+    As `write_region_file` or numpy writes it.
 
     Args:
         path: the folder.

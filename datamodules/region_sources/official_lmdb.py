@@ -1,7 +1,8 @@
 """The LMDB of the CAPTURE release, written by tensorpack's `LMDBSerializer`. The only file that imports lmdb.
 
 A value is a list [features, boxes, num_boxes, image_h, image_w, image_id, caption], or a dict with these keys, as
-msgpack with arrays as msgpack_numpy encodes them. tensorpack's newer default is pickle; that is refused.
+msgpack with arrays as msgpack_numpy encodes them. ViLBERT's converter, the older one, has cls_prob after features.
+tensorpack's newer default is pickle; that is refused.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from datamodules.region_sources.official_record import OfficialFile, OfficialRec
 from datamodules.regions import BadRegionsError
 
 _FIELDS = ("features", "boxes", "num_boxes", "image_h", "image_w", "image_id", "caption")
+_FIELDS_OF_VILBERT = ("features", "cls_prob", *_FIELDS[1:])
+_NEEDED = set(OfficialRecord._fields) - {"cls_prob"}
 _KEY_LIST = b"__keys__"  # tensorpack's own entry: the list of keys
 _MAGIC = b"\xde\xc0\xef\xbe"  # 0xBEEFC0DE, after the header of the first page
 _MAGIC_AT = 16
@@ -87,7 +90,7 @@ class OfficialLmdb(OfficialFile):
                 raise DataError(f"{self.path}: record {place!r} is gone; the file was changed. Build again.")
             fields = self._fields(place, value)
         try:
-            return OfficialRecord(**{key: _decoded(fields[key]) for key in OfficialRecord._fields})
+            return OfficialRecord(**{key: _decoded(fields[key]) for key in OfficialRecord._fields if key in fields})
         except (KeyError, TypeError, ValueError) as error:
             message = f"record {place!r} does not decode ({error}); run the detector on this picture again"
             raise BadRegionsError("malformed_regions", message) from None
@@ -110,9 +113,10 @@ class OfficialLmdb(OfficialFile):
             raise DataError(
                 f"{where} is not msgpack ({type(error).__name__}). In the environment that made the file, {_AS_MSGPACK}"
             ) from None
-        if isinstance(found, list) and len(found) == len(_FIELDS):
-            found = dict(zip(_FIELDS, found, strict=True))
-        if not isinstance(found, dict) or not set(OfficialRecord._fields) <= found.keys():
+        for names in (_FIELDS, _FIELDS_OF_VILBERT):
+            if isinstance(found, list) and len(found) == len(names):
+                found = dict(zip(names, found, strict=True))
+        if not isinstance(found, dict) or not found.keys() >= _NEEDED:
             raise DataError(f"{where} is not a list or dict of {', '.join(_FIELDS)}; give the LMDB of the features")
         try:
             image_id = _decoded(found["image_id"])

@@ -1,6 +1,7 @@
 """One record of the CAPTURE release, as its LMDB and its TSV hold it: what the two sources have in common.
 
-Source: Zhan et al., CAPTURE/tools/bp_feature/convert/convert_train_all.py of the Product1M repository.
+Source: Zhan et al., CAPTURE/tools/bp_feature/convert/convert_train_all.py of the Product1M repository. The release has
+no class scores; records of ViLBERT's converter, from which theirs descends, do: `cls_prob`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class OfficialRecord(NamedTuple):
     num_boxes: Any  # int, or its digits
     image_h: Any  # px
     image_w: Any
+    cls_prob: Any = None  # float32 probabilities, rows × C, or flat; None = none
 
 
 class OfficialFile(ABC):
@@ -116,8 +118,7 @@ def to_regions(record: OfficialRecord) -> Regions | None:
     if boxes.size % 4:
         raise _malformed(f"{boxes.size} numbers in boxes are not four a box")
     boxes_R4 = boxes.reshape(-1, 4)
-    if features.ndim == 1 and len(boxes_R4) and not features.size % len(boxes_R4):
-        features = features.reshape(len(boxes_R4), -1)
+    features = _by_row(features, len(boxes_R4))
     if num_boxes > min(len(boxes_R4), len(features)):
         raise _malformed(
             f"num_boxes is {num_boxes}, but {len(boxes_R4)} boxes and features of shape {features.shape} are stored"
@@ -125,7 +126,20 @@ def to_regions(record: OfficialRecord) -> Regions | None:
     if not num_boxes:
         return None
     scores_R = np.ones(num_boxes, np.float32)
-    return Regions(boxes_R4[:num_boxes], features[:num_boxes], scores_R, (height, width))
+    regions = Regions(boxes_R4[:num_boxes], features[:num_boxes], scores_R, (height, width))
+    if record.cls_prob is None:
+        return regions
+    class_scores = _by_row(np.asarray(record.cls_prob), len(boxes_R4))
+    if class_scores.dtype.kind not in "fiu" or class_scores.ndim != 2 or len(class_scores) < num_boxes:
+        raise _malformed(f"num_boxes is {num_boxes}, but cls_prob of shape {class_scores.shape} is stored")
+    return regions._replace(class_scores_RC=class_scores[:num_boxes])
+
+
+def _by_row(values: np.ndarray, num_rows: int) -> np.ndarray:
+    """Flat values cut into rows; what cannot be cut is left as it is."""
+    if values.ndim == 1 and num_rows and not values.size % num_rows:
+        return values.reshape(num_rows, -1)
+    return values
 
 
 def _count(key: str, value: Any) -> int:
