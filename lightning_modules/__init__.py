@@ -9,6 +9,7 @@ from typing import Any
 _EXPORTS = {
     "CAPTURE": "lightning_modules.capture",
     "CLIP": "lightning_modules.clip",
+    "LXMERT": "lightning_modules.lxmert",
     "RetrievalModule": "lightning_modules.retrieval_module",
     "ModelError": "lightning_modules.errors",
 }

@@ -52,7 +52,7 @@ def _total(model: RetrievalModule, batch: ProductBatch, step: int = 0) -> torch.
 
 
 def test_there_are_models() -> None:
-    assert {"CAPTURE", "CLIP"} <= {kind.__name__ for kind in MODELS}
+    assert {"CAPTURE", "CLIP", "LXMERT"} <= {kind.__name__ for kind in MODELS}
 
 
 @by_model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning_modules import CAPTURE, CLIP
+from lightning_modules import CAPTURE, CLIP, LXMERT
 
 
 def tiny_capture(**changes: Any) -> CAPTURE:
@@ -45,3 +45,27 @@ CLIP_CONFIG: dict[str, Any] = {  # as open_clip writes them
 def tiny_clip(**changes: Any) -> CLIP:
     """CLIP with width 32 on pictures of 32 px."""
     return CLIP(**({"architecture": CLIP_CONFIG, "pretrained": None} | changes))
+
+
+def tiny_lxmert(**changes: Any) -> LXMERT:
+    """LXMERT with width 32 on 24-wide region features of 9 classes, all objectives."""
+    sizes: dict[str, Any] = {
+        "objectives": ["mlm", "mrm", "mrc", "itm", "clr"],
+        "vocab_size": 120,
+        "mask_token_id": 4,
+        "text_length": 12,
+        "num_regions": 6,
+        "region_width": 24,
+        "region_classes": 9,
+        "image_size_px": 64,
+        "backbone": "resnet_tiny",
+        "width": 32,
+        "output_width": 16,
+        "max_positions": 40,
+        "text_layers": 1,
+        "image_layers": 1,
+        "cross_layers": 1,
+        "heads": 4,
+        "ffn": 48,
+    }
+    return LXMERT(**(sizes | changes))
