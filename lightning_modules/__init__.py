@@ -11,6 +11,7 @@ _EXPORTS = {
     "CLIP": "lightning_modules.clip",
     "UNITER": "lightning_modules.uniter",
     "ViLBERT": "lightning_modules.vilbert",
+    "LXMERT": "lightning_modules.lxmert",
     "RetrievalModule": "lightning_modules.retrieval_module",
     "ModelError": "lightning_modules.errors",
 }

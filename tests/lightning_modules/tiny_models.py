@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any, TypeVar
 
-from lightning_modules import CAPTURE, CLIP, RetrievalModule
+from lightning_modules import CAPTURE, CLIP, LXMERT, RetrievalModule
 
 Model = TypeVar("Model", bound=RetrievalModule)
 
@@ -63,3 +63,8 @@ def tiny_capture(**changes: Any) -> CAPTURE:
 def tiny_clip(**changes: Any) -> CLIP:
     """CLIP with width 32 on pictures of 32 px."""
     return tiny(CLIP, **changes)
+
+
+def tiny_lxmert(**changes: Any) -> LXMERT:
+    """LXMERT with width 32 on 24-wide region features of 9 classes, all objectives."""
+    return tiny(LXMERT, **({"objectives": ["mlm", "mrm", "mrc", "itm", "clr"], "region_classes": 9} | changes))
