@@ -105,6 +105,21 @@ def test_hard_negatives_are_the_captions_that_match_best() -> None:
     assert torch.equal(found.tokens_BT[exchanged, 1], best[exchanged])
 
 
+def test_fewer_captions_than_candidates_never_bring_the_own_one_back() -> None:
+    tokens, mask = _captions([[5, 6], [5, 7]])
+    itm = ImageTextMatching(8, candidates=4)
+    exchanged = 0
+    for step in range(20):
+
+        def score(candidate_tokens: Tensor, candidate_mask: Tensor) -> Tensor:
+            return (candidate_tokens == tokens).all(1).float()  # the own caption matches best, as it should
+
+        found = itm.exchange(tokens, mask, Draws(0, step, "cpu"), score)
+        assert torch.equal((found.tokens_BT == tokens).all(1), found.matched_B)
+        exchanged += int((~found.matched_B).sum())
+    assert exchanged > 10
+
+
 def test_without_another_caption_every_pair_stays_matched() -> None:
     tokens, mask = _captions([[5, 6]] * 4)
     for candidates in (1, 3):
