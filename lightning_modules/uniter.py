@@ -351,7 +351,7 @@ class SingleStreamTransformer(nn.Module):
         """Regions, the whole-image one first, as the second segment of BERT's two; hidden_BR does not count it."""
         if hidden_BR is not None:
             hidden_BR = torch.cat([hidden_BR.new_zeros(len(hidden_BR), 1), hidden_BR], 1)
-        segment_D = self.text_embedding.segment.weight[1]
+        segment_D = self.text_embedding.segment(regions.mask_BR.new_ones((), dtype=torch.int64))
         return self.region_embedding(regions.features_BRD, regions.boxes_BR5, segment_D, hidden_BR)
 
     def forward(self, x_BND: Tensor, mask_BN: Tensor) -> Tensor:
