@@ -64,6 +64,17 @@ def test_a_malformed_manifest_is_refused(tmp_path: Path, text: str, message: str
         read_manifest(tmp_path)
 
 
+@pytest.mark.parametrize("classes", [-1, "5", None, True])
+def test_classes_of_the_regions_are_a_count_or_left_out(tmp_path: Path, classes: object) -> None:
+    manifest = _manifest()
+    for sound in ({"width": 8, "max": 3}, {"width": 8, "max": 3, "classes": 5}):
+        write_manifest(tmp_path, manifest | {"regions": sound})  # type: ignore[arg-type]
+        assert read_manifest(tmp_path)["regions"] == sound
+    write_manifest(tmp_path, manifest | {"regions": {"width": 8, "max": 3, "classes": classes}})  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="regions should be null or an object with width, max and perhaps classes"):
+        read_manifest(tmp_path)
+
+
 @pytest.mark.parametrize(
     "name", ["pipe:rm x.tar", "../x.tar", "/etc/x.tar", "x.zip", "a b.tar", ".tar", "http://x.tar"]
 )
