@@ -61,6 +61,9 @@ def assemble(outcome: Outcome, training: dict[str, Any]) -> dict[str, Any]:
     record["unscorable_val"] = results["val"].unscorable
     record["feature"] = results["test"].features["product"]
     record["features"] = results["test"].features
+    if results["test"].reranked:
+        depth, cost = outcome.engine.evaluation.rerank, results["test"].reranked
+        record["rerank"] = {"depth": depth, "pairs": cost.pairs, "seconds": round(cost.seconds, 3)}
     record |= {"val": {}, "test": {}, "floors": {}, "intervals": {}}
     if machine.rank() == 0:
         for split in SPLITS:

@@ -12,6 +12,7 @@ from retrieval.significance import paired_bootstrap
 # Row of the table -> prefix of its metrics and per-query scores. The first is what all others are compared with.
 ROWS = {
     "product feature": "",
+    "re-ranked": "rerank/",  # only where evaluation.rerank asks for it
     "image only": "image/",
     "text only": "text/",
     "untrained model": "untrained/",

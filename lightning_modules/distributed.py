@@ -54,6 +54,14 @@ def all_sum(value: Tensor) -> Tensor:
     return value
 
 
+def all_objects(own: Any) -> list[Any]:
+    """A small Python object of every rank, in rank order."""
+    found = [own] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(found, own)
+    return found
+
+
 def mean_over_ranks(sum_local: Tensor, count_local: Tensor) -> Tensor:
     """A masked mean whose average over ranks is the mean over the whole batch; 0 where nothing is counted.
 

@@ -34,6 +34,7 @@ class RetrievalModule(lightning.LightningModule, ABC):
         `losses(batch, draws)`: its objectives, one named scalar each, summed with weight 1;
         `embed(batch)`: its vectors by name: every name in `candidate_features`, the vectors that may serve as the
         product embedding, and every name in `modalities`, those of one modality alone, reported beside it;
+        `match(queries, items)`, if it has a head that reads a query and an item together;
         `unwhitened(batch)`, if it fills `whitening`: the vectors that are to be whitened, by the same names;
         `tasks`, if it trains one of several tasks per step: their shares; `losses` then takes the one that
         `draws.choose(self.tasks)` says, which is the same on all ranks.
@@ -113,6 +114,10 @@ class RetrievalModule(lightning.LightningModule, ABC):
         finally:
             self.train(training)
         return vectors | {role: vectors[name] for role, name in self.selected_features.items()}
+
+    def match(self, queries: ProductBatch, items: ProductBatch) -> Tensor:
+        """logits_B of batches of equal length: how well item i answers query i, higher = better."""
+        raise ModelError(f"{type(self).__name__} has no matching head; evaluation.rerank must be 0")
 
     def unwhitened(self, batch: ProductBatch) -> dict[str, Tensor]:
         """The vectors that `whitening` is learned from, by its names."""

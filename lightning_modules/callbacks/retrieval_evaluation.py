@@ -11,6 +11,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from lightning_modules.embedding_store import EmbeddingStore, gather_uneven
+from lightning_modules.errors import ModelError
+from lightning_modules.reranking import Reranked, check_matching_head, rerank
 from lightning_modules.retrieval_module import RetrievalModule
 from lightning_modules.stopwatch import Stopwatch
 from retrieval import (
@@ -37,6 +39,7 @@ class SplitResult(NamedTuple):
     unscorable: int  # queries with a label that no gallery item has
     features: dict[str, str]  # role (product, image, text) -> the vector that served as it
     embedding_ms_per_item: float | None  # of this rank's `encode`, loading not counted; None: it had no items
+    reranked: Reranked | None = None  # by the matching head, where asked for
 
 
 class RetrievalEvaluation(Callback):
@@ -51,19 +54,34 @@ class RetrievalEvaluation(Callback):
         depth: Length of the ranking kept per query.
         all_features: Also report every candidate (`feature/<name>/…`) and the cross-modal directions.
         backend: Of `retrieval.rank`.
+        rerank: In the test split, also put the first items of each list, so many, in the order of the model's matching
+            head (`rerank/…`), which has to read each pair of query and item; 0 = do not.
     """
 
     def __init__(
-        self, ks: Sequence[int] = (10, 50, 100), depth: int = 100, all_features: bool = True, backend: str = "torch"
+        self,
+        ks: Sequence[int] = (10, 50, 100),
+        depth: int = 100,
+        all_features: bool = True,
+        backend: str = "torch",
+        rerank: int = 0,
     ) -> None:
         self.ks = tuple(ks)
         self.depth = max(depth, *self.ks)
+        if not 0 <= rerank <= self.depth:
+            raise ModelError(f"evaluation.rerank={rerank} must be between 0 (off) and evaluation.depth={self.depth}")
+        self.rerank = rerank
         self.all_features = all_features
         self.backend = backend
         self.results: dict[str, SplitResult] = {}
         self._stores: list[EmbeddingStore] = []
         self._encoding: Stopwatch | None = None
         self._encoded = 0  # items, padding included
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        if self.rerank:
+            assert isinstance(pl_module, RetrievalModule)
+            check_matching_head(pl_module)
 
     def on_validation_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._stores = [EmbeddingStore(), EmbeddingStore()]
@@ -165,8 +183,15 @@ class RetrievalEvaluation(Callback):
             found = per_query_scores(rankings[name], *labels, ks=self.ks)
             per_query |= found.scores if role == "product" else _prefixed(role, found.scores)
             unscorable = found.unscorable  # a matter of labels, the same for every ranking
-        ranking = rankings[chosen["product"]]
-        self.results[split] = SplitResult(metrics, ranking, per_query, unscorable, chosen, self._ms_per_item())
+        ranking, reranked = rankings[chosen["product"]], None
+        if self.rerank and split == "test":
+            loaders = (data.evaluation_loader(query_split), data.evaluation_loader(gallery_split))
+            reranked = rerank(model, ranking, *loaders, depth=self.rerank)
+            found = per_query_scores(reranked.ranking, *labels, ks=self.ks)
+            metrics |= _prefixed("rerank", found.means())
+            per_query |= _prefixed("rerank", found.scores)
+        ms_per_item = self._ms_per_item()
+        self.results[split] = SplitResult(metrics, ranking, per_query, unscorable, chosen, ms_per_item, reranked)
         # rank_zero_only stays False and every rank holds the same numbers: a monitored metric that only rank 0 knows
         # hangs checkpointing.
         model.log_dict({f"{split}/{name}": value for name, value in metrics.items()}, sync_dist=False)

@@ -39,6 +39,8 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("--model.retrieval_feature=best", "retrieval_feature 'best'"),
         ("--model.visual_input=regions", "precomputed regions"),
         ("--model.tokenizer=no/such/tokenizer", "no/such/tokenizer"),
+        ("--evaluation.rerank=101", "evaluation.rerank=101 must be between 0 (off) and evaluation.depth=100"),
+        ("--evaluation.rerank=10", "CAPTURE has no matching head; evaluation.rerank must be 0"),
     ],
 )
 def test_a_wrong_value_is_one_line(

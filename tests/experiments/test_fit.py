@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from datamodules import ProductBatch
 from experiments.cli import main
 from experiments.history import read_history
+from lightning_modules import CAPTURE
 from tests.experiments.conftest import fit_words
 
 CONTRACT_KEYS = [
@@ -247,6 +249,30 @@ def test_an_untrained_model_leaves_a_normal_run_folder(shards: Path, tmp_path: P
     assert set(CONTRACT_KEYS) <= set(found)
     assert (folder / "rankings" / "test.txt").is_file()
     assert main(["eval", "--run", str(folder)]) == 0
+
+
+def test_re_ranking_is_recorded_with_its_cost_and_evaluates_to_the_same(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def by_caption(self: CAPTURE, queries: ProductBatch, items: ProductBatch) -> torch.Tensor:
+        return (self.encode(queries)["text"] * self.encode(items)["text"]).sum(-1)
+
+    monkeypatch.setattr(CAPTURE, "match", by_caption)
+    words = ["eval", "--exp", "capture", "--data", str(shards), "--scale", "tiny", "--runs", str(tmp_path)]
+    small = [word for word in fit_words(shards, tmp_path)[8:] if word.startswith("--model")]
+    assert main([*words, *small, "--evaluation.rerank=72"]) == 0  # the whole gallery
+    assert "re-ranked" in capsys.readouterr().out
+    (folder,) = tmp_path.iterdir()
+    found = json.loads((folder / "metrics.json").read_text())
+    cost = found["rerank"]
+    assert (cost["depth"], cost["pairs"]) == (72, 12 * 72)
+    assert cost["seconds"] > 0
+    assert found["test"]["rerank/mAP@10"] == pytest.approx(found["test"]["text/mAP@10"], abs=0.02)  # near-ties apart
+    mean = found["intervals"]["test"]["rerank"]["mAP@10"][0]
+    assert mean == pytest.approx(found["test"]["mAP@10"] - found["test"]["rerank/mAP@10"])
+    assert not any(key.startswith("rerank/") for key in found["val"])
+    assert main(["eval", "--run", str(folder)]) == 0
+    assert json.loads((folder / "metrics.json").read_text())["test"] == found["test"]
 
 
 def test_predict_writes_unit_vectors_of_all_items(run: Path, shards: Path) -> None:

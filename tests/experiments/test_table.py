@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import table
+from experiments import table, table_cells, table_rows
 from experiments.errors import UsageError
-from experiments.runs import write_json, write_text
+from experiments.runs import open_run, read_metrics, write_json, write_text
+from experiments.table_comparison import comparison
+from experiments.table_rows import Plan, Row
 from retrieval.significance import paired_bootstrap
 
 ROOT = Path(__file__).parents[2]
@@ -59,7 +61,7 @@ def test_seeds_are_averaged_and_paired_by_query(tmp_path: Path) -> None:
             theirs.append(stored["image/mAP@10"][by_id])
     means = [scores.mean() for scores in ours]
     assert cells(text, "product feature")[0] == f"{np.mean(means):.4f} ± {np.std(means, ddof=1):.4f}"
-    interval = paired_bootstrap(np.stack(ours), np.stack(theirs), samples=table.BOOTSTRAP_SAMPLES)
+    interval = paired_bootstrap(np.stack(ours), np.stack(theirs), samples=table_cells.BOOTSTRAP_SAMPLES)
     assert cells(text, "image only")[1] == "{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval)
     assert "n = 3" in text
     assert "`make table`" in text
@@ -105,7 +107,7 @@ def test_a_table_file_finds_its_runs(tmp_path: Path, shards: Path, run: Path, mo
     settings = ", ".join(f"{word[2:].replace('=', ': ')}" for word in SMALL)
     rows = f"- {{label: ours, data: {shards}, seeds: [0, 1], set: {{{settings}}}}}"
     (tmp_path / "ablations" / "mine.yaml").write_text(f"title: Mine\nscale: tiny\nrows:\n{rows}\n")
-    monkeypatch.setattr(table, "HOME", tmp_path)
+    monkeypatch.setattr(table_rows, "HOME", tmp_path)
     (tmp_path / "runs").symlink_to(run.parent)
     monkeypatch.chdir(tmp_path)
     text = table.make_table([], "mine", "x")
@@ -115,13 +117,13 @@ def test_a_table_file_finds_its_runs(tmp_path: Path, shards: Path, run: Path, mo
 
 
 def test_rows_are_compared_with_the_base_row_by_seed_and_query(tmp_path: Path) -> None:
-    def row(label: str, seeds: list[int], first: int) -> table.Row:
-        runs = [table.open_run(write_run(tmp_path / label, first + seed)) for seed in seeds]
-        records = [{**table.read_metrics(run), "seed": seed} for run, seed in zip(runs, seeds, strict=True)]
-        return table.Row(label, runs, records)
+    def row(label: str, seeds: list[int], first: int) -> Row:
+        runs = [open_run(write_run(tmp_path / label, first + seed)) for seed in seeds]
+        records = [{**read_metrics(run), "seed": seed} for run, seed in zip(runs, seeds, strict=True)]
+        return Row(label, runs, records)
 
     base, other = row("full", [0, 1], 0), row("less", [1, 0], 10)
-    text = table._comparison([base, other], base)
+    text = comparison(Plan([base, other], base=base))
     expected = []
     for seed in (0, 1):
         scores = []
@@ -129,10 +131,148 @@ def test_rows_are_compared_with_the_base_row_by_seed_and_query(tmp_path: Path) -
             with np.load(tmp_path / label / f"capture-tiny-{first + seed}-0" / "rankings" / "test.npz") as stored:
                 scores.append(stored["mAP@10"][np.argsort(stored["query_ids"])])
         expected.append(scores)
-    interval = paired_bootstrap(*np.stack(expected, 1), samples=table.BOOTSTRAP_SAMPLES)
+    interval = paired_bootstrap(*np.stack(expected, 1), samples=table_cells.BOOTSTRAP_SAMPLES)
     assert cells(text, "less")[2] == "{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval)
     assert cells(text, "full")[2] == ""
     assert cells(text, "less")[-1] == "–"  # no run has the caption alone
+
+
+def plan(home: Path, **changes: object) -> Plan:
+    """Two methods of two seeds each, and one that has not been run."""
+    rows = []
+    for label, feature in (("ours", "co"), ("theirs", "first")):
+        records = []
+        for seed in (0, 1):
+            folder = write_run(home / label, seed + 10 * (label == "theirs"))
+            record = {**read_metrics(open_run(folder)), "seed": seed, "parameters": 2_500_000}
+            record |= {"train_seconds": 60.0 * (seed + 1), "embedding_ms_per_item": 0.5}
+            record["test"][f"feature/{feature}/mAP@10"] = 0.25 + 0.5 * seed
+            record["floors"]["test"]["untrained"] = {"mAP@10": 0.125, "image/mAP@10": 0.0625}
+            records.append((folder, record))
+        runs = [open_run(folder) for folder, _ in records]
+        rows.append(Row(label, runs, [record for _, record in records], own_feature=feature))
+    rows[0] = rows[0]._replace(published={"mAP@10": 0.7936, "mAP@50": 0.7479})
+    rows.append(Row("later", [], [], missing=2, published={"mAP@10": 0.5}))
+    return Plan(rows, base=rows[0], published_source="a file, 2022")._replace(**changes)
+
+
+def by_head(text: str, row: str) -> dict[str, str]:
+    """A row's cells by the heads of their columns; of a repeated head the last."""
+    heads = next(line for line in text.splitlines() if line.startswith("| | n |"))
+    names = [name.strip() for name in heads.strip("|").split("|")][1:]
+    found = cells(text, row)
+    assert len(found) == len(names)
+    return dict(zip(names, found, strict=True))
+
+
+def test_costs_own_features_and_published_numbers_have_their_columns(tmp_path: Path) -> None:
+    text = comparison(plan(tmp_path, costs=True))
+    ours, theirs, later = (by_head(text, label) for label in ("ours", "theirs", "later"))
+    assert ours["trained parameters (M)"] == theirs["trained parameters (M)"] == "2.50"
+    assert ours["training (min)"] == "1.5 ± 0.7"
+    assert ours["embedding (ms per item)"] == "0.50 ± 0.00"
+    assert ours["own feature mAP@10"] == theirs["own feature mAP@10"] == "0.5000 ± 0.3536"
+    assert theirs["own feature mAR@10"] == "–"  # no run has it
+    assert (ours["published on Product1M: mAP@10"], ours["published on Product1M: mAP@50"]) == ("0.7936", "0.7479")
+    assert set(theirs[f"published on Product1M: mAP@{k}"] for k in (10, 50)) == {"–"}
+    assert later.pop("published on Product1M: mAP@10") == "0.5000"
+    assert set(later.values()) == {"0", "–"}
+    assert "co (ours), first (theirs)" in text
+    assert "a file, 2022" in text
+
+
+def test_without_them_the_comparison_has_none_of_their_columns(tmp_path: Path) -> None:
+    rows = [row._replace(published=None, own_feature=None) for row in plan(tmp_path).rows]
+    text = comparison(Plan(rows, base=rows[0]))
+    for word in ("published", "own feature", "parameters", "training", "embedding", "re-ranked", "TF-IDF", "– ="):
+        assert word not in text
+
+
+def test_without_blocks_the_floors_of_the_base_are_rows(tmp_path: Path) -> None:
+    shown = plan(tmp_path, blocks=False)
+    text = comparison(shown)
+    base = shown.rows[0]
+    found = by_head(text, "TF-IDF on captions")
+    means = [record["floors"]["test"]["tfidf"]["mAP@10"] for record in base.records]
+    assert found["mAP@10"] == f"{np.mean(means):.4f} ± {np.std(means, ddof=1):.4f}"
+    assert found["image only mAP@10"] == found["own feature mAP@10"] == "–"
+    sides = []
+    for run in base.runs:
+        with np.load(run.rankings / "test.npz") as stored:
+            sides.append([stored[key][np.argsort(stored["query_ids"])] for key in ("mAP@10", "tfidf/mAP@10")])
+    interval = paired_bootstrap(*np.stack(sides, 1), samples=table_cells.BOOTSTRAP_SAMPLES)
+    assert cells(text, "TF-IDF on captions")[2] == "{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval)
+    untrained = by_head(text, "untrained ours")
+    assert (untrained["mAP@10"], untrained["image only mAP@10"]) == ("0.1250 ± 0.0000", "0.0625 ± 0.0000")
+    assert "* **theirs** (n = 2, seed 0, 1; feature chosen on val: product_co)" in text
+    assert "* **later**: no finished run" in text
+
+
+def test_re_ranked_results_are_compared_where_a_row_has_them(tmp_path: Path) -> None:
+    shown = plan(tmp_path)
+    for record in shown.rows[1].records:
+        record["test"]["rerank/mAP@10"] = 0.75
+    text = comparison(shown)
+    assert by_head(text, "theirs")["re-ranked mAP@10"] == "0.7500 ± 0.0000"
+    assert by_head(text, "ours")["re-ranked mAP@10"] == "–"
+
+
+def test_a_table_file_asks_for_costs_and_no_blocks(
+    tmp_path: Path, shards: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.experiments.conftest import SMALL
+
+    (tmp_path / "ablations").mkdir()
+    settings = ", ".join(f"{word[2:].replace('=', ': ')}" for word in SMALL)
+    row = f"{{label: ours, own_feature: product_both, published: {{mAP@10: 0.5}}, set: {{{settings}}}}}"
+    content = f"data: {shards}\nbase: ours\ncosts: true\nblocks: false\npublished_source: a paper\nrows: [{row}]\n"
+    file = tmp_path / "ablations" / "mine.yaml"
+    file.write_text(content)
+    monkeypatch.setattr(table_rows, "HOME", tmp_path)
+    (tmp_path / "runs").symlink_to(run.parent)
+    monkeypatch.chdir(tmp_path)
+    record = read_metrics(open_run(run))
+    text = table.make_table([], "mine", "x")
+    found = by_head(text, "ours")
+    assert found["own feature mAP@10"] == f"{record['test']['feature/product_both/mAP@10']:.4f}"
+    assert found["trained parameters (M)"] == f"{record['parameters'] / 1e6:.2f}"
+    assert found["embedding (ms per item)"] == f"{record['embedding_ms_per_item']:.2f}"
+    assert by_head(text, "untrained ours")["mAP@10"] == f"{record['floors']['test']['untrained']['mAP@10']:.4f}"
+    assert "product − this" not in text
+
+    file.write_text(content.replace("product_both", "product_bth"))
+    with pytest.raises(UsageError, match="own_feature product_bth: did you mean 'product_both'"):
+        table.make_table([], "mine", "x")
+
+
+ROWS_OF_A = "rows: [{label: a}]"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (f"blocks: false\n{ROWS_OF_A}", "blocks: false wants a base row.*base: a"),
+        (f"costs: true\n{ROWS_OF_A}", "costs wants a base row"),
+        ("rows: [{label: a, own_feature: x}]", "own_feature wants a base row"),
+        (f"base: b\n{ROWS_OF_A}", "base 'b' is no row"),
+        ("rows: []", "at least one row"),
+        ("rows: [{data: x}]", "a row has no label"),
+        ("base: a\nrows: [{label: a, published: {mAP@10: 0.5}}]", "want a published_source"),
+        ("base: a\npublished_source: x\nrows: [{label: a, published: {mAP@10: 79.36}}]", "mAP@10 must be a fraction"),
+        ("base: a\npublished_source: x\nrows: [{label: a, published: high}]", "must be a fraction, got 'high'"),
+    ],
+)
+def test_what_a_table_file_lacks_is_told(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "mine.yaml").write_text(content)
+    with pytest.raises(UsageError, match=rf"mine\.yaml: .*{message}"):
+        table_rows.read_file(tmp_path / "mine.yaml")
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "experiments" / "ablations").glob("*.yaml")), ids=lambda file: file.stem
+)
+def test_the_tables_of_the_project_are_well_formed(file: Path) -> None:
+    assert table_rows.read_file(file)["rows"]
 
 
 @pytest.mark.parametrize("wrong", ["lable: x", "rows: [{lable: x}]"])
@@ -141,7 +281,7 @@ def test_a_misspelt_key_of_a_table_file_is_answered(
 ) -> None:
     (tmp_path / "ablations").mkdir()
     (tmp_path / "ablations" / "mine.yaml").write_text(wrong)
-    monkeypatch.setattr(table, "HOME", tmp_path)
+    monkeypatch.setattr(table_rows, "HOME", tmp_path)
     with pytest.raises(UsageError, match=r"mine\.yaml: unknown key lable"):
         table.make_table([], "mine", "x")
 

@@ -1,0 +1,83 @@
+"""Cells of a table: means over seeds, and differences paired by seed and query with their intervals."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.runs import RunFolder
+from experiments.scoreboard import value_of
+from experiments.table_rows import Row
+from retrieval.significance import paired_bootstrap
+
+BOOTSTRAP_SAMPLES = 2000  # per interval; ten intervals a row, and a table should not keep anybody waiting
+SPLIT = "test"
+NOTHING = "–"
+
+
+def mean_std(values: Sequence[float | None], digits: int = 4) -> str:
+    """Mean ± standard deviation; a dash where a value is missing: never averaged over what happens to be there."""
+    found = [value for value in values if value is not None]
+    if len(found) < len(values) or not found:
+        return NOTHING
+    mean = f"{statistics.fmean(found):.{digits}f}"
+    return mean if len(found) == 1 else f"{mean} ± {statistics.stdev(found):.{digits}f}"
+
+
+def metric(row: Row, prefix: str, column: str) -> str:
+    """A metric of metrics.json over the row's seeds."""
+    return mean_std([value_of(record, SPLIT, prefix, column) for record in row.records])
+
+
+def against_own(row: Row, prefix: str, column: str) -> str:
+    """The row's product feature minus one of its floors or modalities."""
+    if len(row.records) == 1:
+        stored = row.records[0].get("intervals", {}).get(SPLIT, {}).get(prefix.rstrip("/"), {}).get(column)
+        return _shown(stored) if stored else NOTHING
+    return _paired([(_scores(run, column), _scores(run, prefix + column)) for run in row.runs])
+
+
+def against_base(base: Row, row: Row, measure: str) -> str:
+    """Base minus row, over the seeds that have finished in both."""
+    seeds = {record["seed"] for record in base.records} & {record["seed"] for record in row.records}
+    sides = [[_scores(_run_of(side, seed), measure) for side in (base, row)] for seed in sorted(seeds)]
+    return _paired([(ours, theirs) for ours, theirs in sides])
+
+
+Scores = tuple[np.ndarray, np.ndarray]
+
+
+def _paired(pairs: list[tuple[Scores | None, Scores | None]]) -> str:
+    """A dash where there is no pair, a side is missing or the queries differ."""
+    found = []
+    for ours, theirs in pairs:
+        if ours is None or theirs is None or not np.array_equal(ours[0], theirs[0]):
+            return NOTHING
+        found.append((ours[1], theirs[1]))
+    if not found:
+        return NOTHING
+    a_SQ, b_SQ = (np.stack(side) for side in zip(*found, strict=True))
+    return _shown(paired_bootstrap(a_SQ, b_SQ, samples=BOOTSTRAP_SAMPLES)[:3])
+
+
+def _shown(interval: Sequence[Any]) -> str:
+    return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval)
+
+
+def _run_of(row: Row, seed: int) -> RunFolder:
+    return next(run for run, record in zip(row.runs, row.records, strict=True) if record["seed"] == seed)
+
+
+def _scores(run: RunFolder, measure: str) -> Scores | None:
+    """Query ids in order, and their scores."""
+    file = run.rankings / f"{SPLIT}.npz"
+    if not file.is_file():
+        return None
+    with np.load(file, allow_pickle=False) as stored:
+        if measure not in stored.files:
+            return None
+        by_id = np.argsort(stored["query_ids"])  # the same order in every run
+        return stored["query_ids"][by_id], stored[measure][by_id]

@@ -1,0 +1,142 @@
+"""The rows of a table: which configurations, read from a table's file or from run folders, and their finished runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from experiments.config import HOME, Loader, compose
+from experiments.errors import UsageError, nearest
+from experiments.runs import RunFolder, open_run, read_metrics, run_folder
+
+KEYS = ("title", "experiment", "data", "scale", "seeds", "base", "rows", "published_source", "costs", "blocks")
+ROW_KEYS = ("label", "experiment", "data", "scale", "seeds", "set", "published", "own_feature")
+
+
+class Row(NamedTuple):
+    """One configuration: its label and its runs, one per seed."""
+
+    label: str
+    runs: list[RunFolder]
+    records: list[dict[str, Any]]
+    missing: int = 0  # seeds asked for and not run to the end
+    published: dict[str, float] | None = None  # metric -> the paper's number
+    own_feature: str | None = None  # the candidate that is the paper's own retrieval feature
+
+
+class Plan(NamedTuple):
+    """What a table shows."""
+
+    rows: list[Row]
+    title: str = ""
+    base: Row | None = None  # the others are compared with it
+    published_source: str | None = None
+    costs: bool = False
+    blocks: bool = True  # each row also beside its own floors
+
+
+def group_runs(paths: list[Path]) -> Plan:
+    """Runs that differ in their seed only are one row."""
+    groups: dict[tuple[str, ...], Row] = {}
+    for path in paths:
+        run = open_run(path)
+        record = read_metrics(run)
+        key = tuple(str(record.get(name)) for name in ("experiment", "data", "scale", "config_hash"))
+        row = groups.setdefault(key, Row(f"{key[0]} on {key[1]}, scale {key[2]}", [], []))
+        if record["seed"] in [other["seed"] for other in row.records]:
+            raise UsageError(f"{path}: seed {record['seed']} of {row.label} is given twice")
+        row.runs.append(run)
+        row.records.append(record)
+    return Plan(list(groups.values()))
+
+
+def read_plan(name: str) -> Plan:
+    """A table's file and the finished runs of its rows.
+
+    Raises:
+        UsageError: If there is no such table, or a key, base row, number or feature is wrong.
+    """
+    files = {file.stem: file for file in sorted((HOME / "ablations").glob("*.yaml"))}
+    if name not in files:
+        raise UsageError(f"unknown table {name!r}: {nearest(name, files)}")
+    content = read_file(files[name])
+    defaults = {"experiment": "capture", "scale": "tiny", "seeds": [0], **content}
+    rows = [_find_runs({**defaults, **entry}, files[name]) for entry in content["rows"]]
+    labels, base = [row.label for row in rows], content.get("base")
+    return Plan(
+        rows,
+        str(content.get("title", name)),
+        None if base is None else rows[labels.index(str(base))],
+        content.get("published_source"),
+        bool(content.get("costs", False)),
+        bool(content.get("blocks", True)),
+    )
+
+
+def read_file(file: Path) -> dict[str, Any]:
+    """The content of a table's file, checked as far as it can be without its runs."""
+    content = yaml.load(file.read_text(encoding="utf-8"), Loader)
+    _check_keys(content, KEYS, file)
+    for entry in content.get("rows") or []:
+        _check_keys(entry, ROW_KEYS, file)
+        if "label" not in entry:
+            raise UsageError(f"{file}: a row has no label: {entry}")
+        _check_published(entry, content, file)
+    labels, base = [str(entry["label"]) for entry in content.get("rows") or []], content.get("base")
+    if not labels:
+        raise UsageError(f"{file}: rows: wants at least one row")
+    if base is not None and str(base) not in labels:
+        raise UsageError(f"{file}: base {base!r} is no row: {nearest(str(base), labels)}")
+    compared = [key for key in ("costs", "published_source") if content.get(key)]
+    compared += [] if content.get("blocks", True) else ["blocks: false"]
+    compared += ["own_feature"] if any(entry.get("own_feature") for entry in content["rows"]) else []
+    if base is None and compared:
+        raise UsageError(f"{file}: {compared[0]} wants a base row, with which the rows are compared: base: {labels[0]}")
+    return dict(content)
+
+
+def _check_keys(content: Any, known: tuple[str, ...], file: Path) -> None:
+    if not isinstance(content, dict):
+        raise UsageError(f"{file}: expected a mapping with {', '.join(known)}")
+    for key in content:
+        if key not in known:
+            raise UsageError(f"{file}: unknown key {key}: {nearest(str(key), known)}")
+
+
+def _check_published(entry: dict[str, Any], content: dict[str, Any], file: Path) -> None:
+    published = entry.get("published", {})
+    for key, value in published.items() if isinstance(published, dict) else [("published", published)]:
+        if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            raise UsageError(f"{file}: {entry['label']}: published {key} must be a fraction, got {value!r}")
+    if published and not content.get("published_source"):
+        raise UsageError(f"{file}: published numbers want a published_source that says where they stand")
+
+
+def _find_runs(entry: dict[str, Any], file: Path) -> Row:
+    row = Row(str(entry["label"]), [], [], published=entry.get("published"), own_feature=entry.get("own_feature"))
+    settings = [
+        f"--{key}={yaml.safe_dump(value, default_flow_style=True)}" for key, value in entry.get("set", {}).items()
+    ]
+    settings = [setting.removesuffix("\n").removesuffix("\n...") for setting in settings]
+    missing = 0
+    for seed in entry["seeds"]:
+        composition = compose(entry["experiment"], entry["data"], entry["scale"], int(seed), settings)
+        run = run_folder(composition, Path("runs"))
+        record = run.finished()
+        if record is None:
+            missing += 1
+            continue
+        row.runs.append(run)
+        row.records.append(record)
+    _check_own_feature(row, file)
+    return row._replace(missing=missing)
+
+
+def _check_own_feature(row: Row, file: Path) -> None:
+    """A misspelt candidate would be an empty cell, which reads as a missing run."""
+    for record in row.records:
+        known = {key.split("/")[1] for key in record["test"] if key.startswith("feature/")}
+        if row.own_feature and known and row.own_feature not in known:
+            raise UsageError(f"{file}: {row.label}: own_feature {row.own_feature}: {nearest(row.own_feature, known)}")
