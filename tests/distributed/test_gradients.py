@@ -13,13 +13,14 @@ from lightning_modules.distributed import all_sum, rank, world_size
 from lightning_modules.example_batch import example_batch
 from lightning_modules.objectives.draws import Draws
 from tests.distributed.gloo import run_on_ranks
-from tests.lightning_modules.tiny_models import tiny_capture, tiny_clip
+from tests.lightning_modules.tiny_models import tiny_capture, tiny_clip, tiny_lxmert
 
 BATCH = 12  # divides by 1, 2 and 3
 MODELS: dict[str, Callable[[], RetrievalModule]] = {
     "regions": lambda: tiny_capture(visual_input="regions", dropout=0.0),
     "grid": lambda: tiny_capture(visual_input="grid", dropout=0.0),
     "clip": lambda: tiny_clip(objectives=["infonce", "sigmoid"]),
+    "lxmert": lambda: tiny_lxmert(dropout=0.0),
 }
 
 
@@ -47,7 +48,12 @@ def _of_model(name: str) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("world", [2, 3])
 def test_losses_and_gradients_equal_one_process(world: int, tmp_path: Path) -> None:
     expected = _losses_and_gradients()
-    losses = {"regions": ("clr", "mlm", "mrm"), "grid": ("clr", "mlm", "mrm"), "clip": ("infonce", "sigmoid")}
+    losses = {
+        "regions": ("clr", "mlm", "mrm"),
+        "grid": ("clr", "mlm", "mrm"),
+        "clip": ("infonce", "sigmoid"),
+        "lxmert": ("mlm", "mrm", "mrc", "itm", "clr"),
+    }
     assert all(expected[f"{model}/loss_{name}"] > 0 for model, names in losses.items() for name in names)
     assert all(expected[f"clip/grad/{name}.log_scale"] != 0 for name in losses["clip"])
     for found in run_on_ranks(world, tmp_path, _losses_and_gradients):
