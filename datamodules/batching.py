@@ -84,7 +84,7 @@ class BatchMaker:
         row = len(self._rows)
         if self._images is not None:
             self._add_picture(self._images[row].numpy(), sample, record, seed)
-        else:
+        elif self._features is not None:
             self._add_regions(row, sample, record)
         self._rows.append(sample.row)
         self._captions.append(caption)
@@ -115,7 +115,7 @@ class BatchMaker:
         if spec.visual_input == "grid":
             # Channels last: as decoders write and as convolutions like it.
             self._images = self._large(torch.uint8, batch_size, spec.image_size_px, spec.image_size_px, 3)
-        else:
+        elif spec.visual_input == "regions":
             self._features = self._large(torch.float16, batch_size, spec.num_regions, spec.region_width)
             self._boxes = torch.zeros(batch_size, spec.num_regions, 5)
             self._region_mask = torch.zeros(batch_size, spec.num_regions, dtype=torch.bool)

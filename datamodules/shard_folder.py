@@ -129,5 +129,5 @@ class ShardFolder:
                     f"{self._sample_with_more(spec.num_regions)}: {regions['max']} regions a picture at most, the "
                     f"model takes num_regions={spec.num_regions}. Raise model.num_regions, or store fewer regions."
                 )
-        else:
-            raise DataError(f"Unknown visual input '{spec.visual_input}'; there are 'grid' and 'regions'.")
+        elif spec.visual_input != "none":
+            raise DataError(f"Unknown visual input '{spec.visual_input}'; there are 'grid', 'regions' and 'none'.")

@@ -9,6 +9,8 @@ from typing import Any
 _EXPORTS = {
     "CAPTURE": "lightning_modules.capture",
     "CLIP": "lightning_modules.clip",
+    "ImageOnly": "lightning_modules.image_only",
+    "TextOnly": "lightning_modules.text_only",
     "RetrievalModule": "lightning_modules.retrieval_module",
     "ModelError": "lightning_modules.errors",
 }

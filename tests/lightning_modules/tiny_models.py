@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning_modules import CAPTURE, CLIP
+from lightning_modules import CAPTURE, CLIP, ImageOnly, TextOnly
 
 
 def tiny_capture(**changes: Any) -> CAPTURE:
@@ -45,3 +45,34 @@ CLIP_CONFIG: dict[str, Any] = {  # as open_clip writes them
 def tiny_clip(**changes: Any) -> CLIP:
     """CLIP with width 32 on pictures of 32 px."""
     return CLIP(**({"architecture": CLIP_CONFIG, "pretrained": None} | changes))
+
+
+def tiny_imageonly(**changes: Any) -> ImageOnly:
+    """ImageOnly with width 32 on 24-wide region features."""
+    sizes: dict[str, Any] = {
+        "num_regions": 6,
+        "region_width": 24,
+        "image_size_px": 64,
+        "backbone": "resnet_tiny",
+        "width": 32,
+        "output_width": 16,
+        "image_layers": 1,
+        "image_heads": 4,
+        "image_ffn": 40,
+    }
+    return ImageOnly(**(sizes | changes))
+
+
+def tiny_textonly(**changes: Any) -> TextOnly:
+    """TextOnly with width 32."""
+    sizes: dict[str, Any] = {
+        "vocab_size": 120,
+        "text_length": 12,
+        "width": 32,
+        "output_width": 16,
+        "max_positions": 40,
+        "text_layers": 1,
+        "text_heads": 4,
+        "text_ffn": 48,
+    }
+    return TextOnly(**(sizes | changes))
