@@ -17,7 +17,7 @@ class InputSpec(NamedTuple):
     # "shards": the one stored in the shard folder; "open_clip:<architecture>"; else a Hugging Face name or path
     tokenizer: str = "shards"
     text_length: int = 36  # tokens, [CLS] and [SEP] included
-    visual_input: str = "regions"  # "regions": features stored in the shards; "grid": pixels
+    visual_input: str = "regions"  # "regions": features stored in the shards; "grid": pixels; "none": captions alone
     num_regions: int = 36  # the most regions kept of a picture, the global one not counted
     region_width: int = 2048
     image_size_px: int = 224  # square side of images_B3HW; used with "grid" only

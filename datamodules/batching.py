@@ -92,7 +92,7 @@ class BatchMaker:
         row = len(self._rows)
         if self._images is not None:
             self._add_picture(self._images[row].numpy(), sample, record, seed)
-        else:
+        elif self._features is not None:
             self._add_regions(row, sample, record)
         self._rows.append(sample.row)
         self._captions.append(caption)
@@ -124,7 +124,7 @@ class BatchMaker:
         if spec.visual_input == "grid":
             # Channels last: as decoders write and as convolutions like it.
             self._images = self._large("images", torch.uint8, batch_size, spec.image_size_px, spec.image_size_px, 3)
-        else:
+        elif spec.visual_input == "regions":
             self._features = self._large("features", torch.float16, batch_size, spec.num_regions, spec.region_width)
             if spec.region_classes:
                 shape = (batch_size, spec.num_regions, spec.region_classes)

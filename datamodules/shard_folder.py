@@ -132,5 +132,5 @@ class ShardFolder:
             classes = regions.get("classes", 0)
             if spec.region_classes and classes != spec.region_classes:
                 raise DataError(f"The regions of {self.path}: {other_classes(classes, spec.region_classes)}")
-        else:
-            raise DataError(f"Unknown visual input '{spec.visual_input}'; there are 'grid' and 'regions'.")
+        elif spec.visual_input != "none":
+            raise DataError(f"Unknown visual input '{spec.visual_input}'; there are 'grid', 'regions' and 'none'.")

@@ -12,6 +12,8 @@ _EXPORTS = {
     "UNITER": "lightning_modules.uniter",
     "ViLBERT": "lightning_modules.vilbert",
     "LXMERT": "lightning_modules.lxmert",
+    "ImageOnly": "lightning_modules.image_only",
+    "TextOnly": "lightning_modules.text_only",
     "RetrievalModule": "lightning_modules.retrieval_module",
     "ModelError": "lightning_modules.errors",
 }

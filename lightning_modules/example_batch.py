@@ -14,7 +14,7 @@ def example_batch(
     vocab_size: int | None = None,
     seed: int = 0,
 ) -> ProductBatch:
-    """Random captions of different lengths with random pictures or regions (with class scores if wanted), seeded.
+    """Random captions of different lengths with random pictures, regions (with class scores if wanted) or neither.
 
     Args:
         spec: What the model published with `input_spec()`.
@@ -36,7 +36,7 @@ def example_batch(
     if spec.visual_input == "grid":
         size = spec.image_size_px
         batch = batch._replace(images_B3HW=(uniform(batch_size, 3, size, size) * 255).to(torch.uint8))
-    else:
+    elif spec.visual_input == "regions":
         corners_BR4 = torch.cat(
             [uniform(batch_size, regions, 2) * 0.5, 0.5 + uniform(batch_size, regions, 2) * 0.5], -1
         )

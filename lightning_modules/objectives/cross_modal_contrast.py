@@ -1,4 +1,4 @@
-"""CLR: cross-modal contrast with the NT-Xent loss over the 2B vectors of a global batch."""
+"""CLR: cross-modal contrast with the NT-Xent loss over the 2B vectors of a global batch; also of two views alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ class CrossModalContrast(nn.Module):
 
     l_i = −log( exp(s_ij / τ) / Σ_{k ≠ i} exp(s_ik / τ) ), averaged over the 2B rows, s = cosine.
     Source: SimCLR (arXiv 2002.05709) eq. 1, with CAPTURE §4.3's pairs: unlike CLIP's loss, vectors of the *same*
-    modality are negatives too.
+    modality are negatives too. A model of one modality hands over its two views in place of image and text, which is
+    SimCLR itself.
 
     Args:
         temperature: τ; the released scripts use 0.07.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any, TypeVar
 
-from lightning_modules import CAPTURE, CLIP, LXMERT, RetrievalModule
+from lightning_modules import CAPTURE, CLIP, LXMERT, ImageOnly, RetrievalModule, TextOnly
 
 Model = TypeVar("Model", bound=RetrievalModule)
 
@@ -68,3 +68,13 @@ def tiny_clip(**changes: Any) -> CLIP:
 def tiny_lxmert(**changes: Any) -> LXMERT:
     """LXMERT with width 32 on 24-wide region features of 9 classes, all objectives."""
     return tiny(LXMERT, **({"objectives": ["mlm", "mrm", "mrc", "itm", "clr"], "region_classes": 9} | changes))
+
+
+def tiny_imageonly(**changes: Any) -> ImageOnly:
+    """ImageOnly with width 32 on 24-wide region features."""
+    return tiny(ImageOnly, **changes)
+
+
+def tiny_textonly(**changes: Any) -> TextOnly:
+    """TextOnly with width 32."""
+    return tiny(TextOnly, **changes)
