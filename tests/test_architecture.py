@@ -22,7 +22,7 @@ VENDOR_FILES = {
     "faiss": {"retrieval/search.py"},
     "wandb": {"experiments/wandb_logger.py"},
     "lmdb": {"datamodules/region_sources/official_lmdb.py"},
-    "open_clip": {"lightning_modules/clip.py", "datamodules/tokenizer.py"},
+    "open_clip": {"lightning_modules/clip_source.py", "datamodules/tokenizer.py"},
 }
 
 
