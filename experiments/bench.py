@@ -17,15 +17,21 @@ BENCHES = {
     "loader": ("experiments.bench_loader", "bench_loader"),
     "step": ("experiments.bench_step", "bench_step"),
     "parts": ("experiments.bench_step", "bench_parts"),
+    "methods": ("experiments.bench_methods", "bench_methods"),
     "search": ("experiments.bench_search", "bench_search"),
 }
-BY_NAME_ONLY = {"parts"}  # takes long and is of interest to who changes the step
+BY_NAME_ONLY = {"parts", "methods"}  # take longer than the step; of interest to who changes the step or compares models
 
 
 def bench_command(words: list[str]) -> None:
     """Run the named benches, or all, and print a table each."""
     parser = Parser("bench", "throughput and memory, each beside its bare counterpart in the same run")
-    parser.add_argument("which", nargs="*", metavar="WHICH", help=f"{', '.join(BENCHES)} (default: all but parts)")
+    parser.add_argument(
+        "which",
+        nargs="*",
+        metavar="WHICH",
+        help=f"{', '.join(BENCHES)} (default: all but {', '.join(sorted(BY_NAME_ONLY))})",
+    )
     parser.add_argument("--out", metavar="F", help="also write the rows as JSON")
     options = parser.parse(words)
     for name in options.which:

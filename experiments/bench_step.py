@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from statistics import median
 from typing import Any, NamedTuple
@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from lightning_modules import CAPTURE
+import lightning_modules
+from lightning_modules import RetrievalModule
 from lightning_modules.callbacks.speed import Speed
 from lightning_modules.callbacks.throughput import peak_memory_mb
 from lightning_modules.capture_network import Fused, HybridStreamTransformer
@@ -43,16 +44,19 @@ class Variant(NamedTuple):
     batch_size: int = BATCH_SIZE
     compile: bool = False
     recompute: bool = False
+    model: str = "CAPTURE"  # a class that lightning_modules exports
+    arguments: tuple[tuple[str, Any], ...] = ()  # of its constructor; default the published setting
 
 
 class Turn(NamedTuple):
     """What one measurement in a variant's process found."""
 
-    seconds: float  # of a step
+    seconds: float  # of a step; of a model with several tasks the mean, each as often as it is trained
     samples_per_s: float
     product_rate: float  # FLOP/s of a large matrix product just after it
     flops_per_sample: float
     peak_mb: float
+    parameters: int  # trained ones
 
 
 PLAIN = Variant("plain, fp32", PARTS)
@@ -83,7 +87,7 @@ def bench_parts() -> list[dict[str, Any]]:
     return compare([ours, *left_out, *added], rounds=6)
 
 
-def compare(variants: Sequence[Variant], rounds: int = 4, **model_arguments: Any) -> list[dict[str, Any]]:
+def compare(variants: Sequence[Variant], rounds: int = 4) -> list[dict[str, Any]]:
     """Time a step of each variant in a process of its own, so that its peak memory is its own.
 
     On a CPU a few variants, the first always among them, take turns step by step, and `speedup` is the median over
@@ -92,21 +96,20 @@ def compare(variants: Sequence[Variant], rounds: int = 4, **model_arguments: Any
 
     Args:
         rounds: Timed steps of each variant (CPU), or tens of them (GPU).
-        model_arguments: Of CAPTURE; default the published setting.
 
     Returns: rows {"name", "step_s" (fastest), "samples_per_s", "speedup" in samples/s over the first variant in the
-        same turn, "mfu", "peak_mb", "product_gflops"}; mfu: operations the model needs (ours, without recomputation)
-        over the last column, the best that a large matrix product of the same type did in any turn.
+        same turn, "mfu", "peak_mb", "product_gflops", "parameters"}; mfu: operations the model needs (ours, without
+        recomputation) over "product_gflops", the best that a large matrix product of the same type did in any turn.
     """
     found: list[tuple[Variant, list[Turn | None], list[Turn | None]]] = []  # with the first variant's in the same turns
     if torch.cuda.is_available():
         for variant in variants:
-            own = _take_turns([variant], rounds, model_arguments)[0]
+            own = _take_turns([variant], rounds)[0]
             found.append((variant, own, found[0][1] if found else own))
     else:
         for start in range(1, len(variants), TOGETHER - 1):
             group = [variants[0], *variants[start : start + TOGETHER - 1]]
-            turns = _take_turns(group, rounds, model_arguments)
+            turns = _take_turns(group, rounds)
             found += [(variant, own, turns[0]) for variant, own in zip(group, turns, strict=True)][bool(found) :]
     rates: dict[torch.dtype | None, float] = {}
     for variant, own, _ in found:
@@ -114,13 +117,13 @@ def compare(variants: Sequence[Variant], rounds: int = 4, **model_arguments: Any
     return [_row(variant, own, first, rates[variant.dtype]) for variant, own, first in found]
 
 
-def _take_turns(variants: Sequence[Variant], rounds: int, model_arguments: dict[str, Any]) -> list[list[Turn | None]]:
+def _take_turns(variants: Sequence[Variant], rounds: int) -> list[list[Turn | None]]:
     """The turns of each variant; the first of all is a warm-up and left out."""
     context = multiprocessing.get_context("spawn")
     pipes, processes = [], []
     for variant in variants:
         here, there = context.Pipe()
-        process = context.Process(target=_serve, args=(there, variant, model_arguments), daemon=True)
+        process = context.Process(target=_serve, args=(there, variant), daemon=True)
         process.start()
         there.close()  # so that a process that dies is noticed
         pipes.append(here)
@@ -149,6 +152,7 @@ def _row(variant: Variant, turns: list[Turn | None], first: list[Turn | None], r
         "mfu": samples_per_s * done[0].flops_per_sample / rate,
         "peak_mb": max(turn.peak_mb for turn in done),
         "product_gflops": rate / 1e9,
+        "parameters": done[0].parameters,
     }
     pairs = [(base, own) for base, own in zip(first, turns, strict=True) if base and own]
     if pairs:
@@ -156,24 +160,27 @@ def _row(variant: Variant, turns: list[Turn | None], first: list[Turn | None], r
     return row
 
 
-def _serve(pipe: Any, variant: Variant, model_arguments: dict[str, Any]) -> None:
+def _serve(pipe: Any, variant: Variant) -> None:
     """Build a variant, then answer each number with a `Turn` (None: out of memory), until None is sent."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    model = CAPTURE(**model_arguments).to(device)
+    model: RetrievalModule = getattr(lightning_modules, variant.model)(**dict(variant.arguments)).to(device)
     model.setup("fit")  # counts the operations
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     Speed(compile=variant.compile, recompute=variant.recompute).apply(model)
-    vocabulary = min(21128, model.hparams["vocab_size"])
-    batch = example_batch(model.input_spec(), device, variant.batch_size, vocab_size=vocabulary)
+    spec = model.input_spec()
+    vocabulary = spec.vocab_size and min(21128, spec.vocab_size)
+    batch = example_batch(spec, device, variant.batch_size, vocab_size=vocabulary)
     if "optimiser" in variant.plain:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, foreach=False, fused=False)
     else:
         optimizer = adamw([{"params": list(model.parameters())}], (0.9, 0.999), 1e-6)
     dtype = variant.dtype
 
-    def step(number: int) -> None:
+    def step(number: int, task: str) -> None:
+        more: dict[str, Any] = {"task": task} if task else {}
         with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-            losses = model.losses(batch, Draws(0, number, device))
+            losses = model.losses(batch, Draws(0, number, device, **more))
         torch.stack([value for key, value in losses.items() if not key.startswith("_")]).sum().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -181,25 +188,35 @@ def _serve(pipe: Any, variant: Variant, model_arguments: dict[str, Any]) -> None
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     steps = 10 if device.type == "cuda" else 1
+    tasks: Mapping[str, float] = getattr(model, "tasks", {"": 1.0})
     with _without(variant.plain):
         while True:
             number = pipe.recv()
             if number is None:
                 return
             try:
-                seconds = _seconds(step, range(number * steps, (number + 1) * steps), device)
+                seconds = _seconds_of_tasks(step, tasks, range(number * steps, (number + 1) * steps), device)
                 peak_mb = peak_memory_mb()  # before the matrix product
                 rate = matrix_product_rate(device, dtype or torch.float32)
-                pipe.send(Turn(seconds, variant.batch_size / seconds, rate, model.flops_per_sample, peak_mb))
+                samples_per_s = variant.batch_size / seconds
+                pipe.send(Turn(seconds, samples_per_s, rate, model.flops_per_sample, peak_mb, parameters))
             except torch.OutOfMemoryError:
                 pipe.send(None)
 
 
-def _seconds(step: Callable[[int], None], numbers: range, device: torch.device) -> float:
+def _seconds_of_tasks(
+    step: Callable[[int, str], None], tasks: Mapping[str, float], numbers: range, device: torch.device
+) -> float:
+    """Of one step, on average over tasks by their shares of the steps; all of them are run, in turn."""
+    seconds = {task: _seconds(step, task, numbers, device) for task in tasks}
+    return sum(share * seconds[task] for task, share in tasks.items()) / sum(tasks.values())
+
+
+def _seconds(step: Callable[[int, str], None], task: str, numbers: range, device: torch.device) -> float:
     """Of one step, on average; the first round of steps (compilation, allocations) is not used by the caller."""
     start = time.perf_counter()
     for number in numbers:
-        step(number)
+        step(number, task)
     if device.type == "cuda":
         torch.cuda.synchronize()
     return (time.perf_counter() - start) / len(numbers)

@@ -1,0 +1,54 @@
+"""What does a training step of each method cost? All at their published sizes, beside CAPTURE in the same run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+import lightning_modules
+from experiments.bench_step import Variant, compare
+
+METHODS = ("CAPTURE", "CLIP", "UNITER", "ViLBERT", "LXMERT", "ImageOnly", "TextOnly")  # the first is compared with
+ARGUMENTS: dict[str, tuple[tuple[str, Any], ...]] = {"CLIP": (("pretrained", None),)}  # nothing is downloaded
+BATCH_SIZE, CUDA_BATCH_SIZE = 16, 64
+
+
+def bench_methods() -> list[dict[str, Any]]:
+    """One optimiser step of every method that there is: fp32 on a CPU, bf16 on a GPU, nothing compiled."""
+    return compare_methods(published())
+
+
+def published() -> list[Variant]:
+    """The methods of the package at their published sizes."""
+    cuda = torch.cuda.is_available()
+    batch_size, dtype = (CUDA_BATCH_SIZE, torch.bfloat16) if cuda else (BATCH_SIZE, None)
+    return [
+        Variant(name, dtype=dtype, batch_size=batch_size, model=name, arguments=ARGUMENTS.get(name, ()))
+        for name in METHODS
+        if name in lightning_modules.__all__
+    ]
+
+
+def compare_methods(variants: Sequence[Variant], rounds: int = 4) -> list[dict[str, Any]]:
+    """As `compare`, in what is of interest of a method.
+
+    Returns: rows {"name", "step_s" (fastest; of a method with several tasks the mean by their shares),
+        "samples_per_s", "ratio" of samples/s to the first method's in the same turn, "parameters_m" trained, in
+        millions, "peak_mb"}.
+    """
+    return [_row(row) for row in compare(variants, rounds)]
+
+
+def _row(row: dict[str, Any]) -> dict[str, Any]:
+    if "note" in row:
+        return row
+    return {
+        "name": row["name"],
+        "step_s": row["step_s"],
+        "samples_per_s": row["samples_per_s"],
+        "ratio": row.get("speedup"),
+        "parameters_m": row["parameters"] / 1e6,
+        "peak_mb": row["peak_mb"],
+    }

@@ -1,0 +1,55 @@
+"""The bench of methods runs each model in a process of its own; a model with several tasks is timed by their shares."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import torch
+
+import lightning_modules
+from experiments import bench_methods
+from experiments.bench_step import Variant, _seconds_of_tasks
+from lightning_modules import RetrievalModule
+from tests.experiments.test_bench_step import SMALL
+from tests.lightning_modules.tiny_models import CLIP_CONFIG, tiny_clip
+
+
+def test_tasks_run_in_turn_and_count_by_their_share() -> None:
+    done: list[tuple[int, str]] = []
+
+    def step(number: int, task: str) -> None:
+        done.append((number, task))
+        time.sleep({"short": 0.01, "long": 0.05}[task])
+
+    seconds = _seconds_of_tasks(step, {"short": 3.0, "long": 1.0}, range(4, 6), torch.device("cpu"))
+    assert done == [(4, "short"), (5, "short"), (4, "long"), (5, "long")]
+    assert 0.02 <= seconds < 0.03  # (3 × 0.01 + 0.05) / 4; the plain mean is 0.03
+
+
+def test_every_exported_method_is_measured_at_one_batch_size() -> None:
+    variants = bench_methods.published()
+    exported = [getattr(lightning_modules, name) for name in lightning_modules.__all__]
+    models = {kind.__name__ for kind in exported if issubclass(kind, RetrievalModule)} - {"RetrievalModule"}
+    assert {variant.model for variant in variants} == models
+    assert variants[0].name == "CAPTURE"
+    assert len({(variant.batch_size, variant.dtype) for variant in variants}) == 1
+    assert {dict(variant.arguments).get("pretrained") for variant in variants} == {None}  # nothing is downloaded
+
+
+@pytest.mark.slow
+def test_methods_are_measured_side_by_side() -> None:
+    clip: dict[str, Any] = {"architecture": CLIP_CONFIG, "pretrained": None}
+    small = [
+        Variant("CAPTURE", batch_size=4, arguments=tuple(SMALL.items())),
+        Variant("CLIP", batch_size=4, model="CLIP", arguments=tuple(clip.items())),
+    ]
+    rows = bench_methods.compare_methods(small, rounds=2)
+    assert [row["name"] for row in rows] == ["CAPTURE", "CLIP"]
+    assert rows[0]["ratio"] == 1.0
+    for row in rows:
+        assert row["samples_per_s"] == pytest.approx(4 / row["step_s"])
+        assert row["peak_mb"] > 100
+    expected = sum(parameter.numel() for parameter in tiny_clip().parameters())
+    assert rows[1]["parameters_m"] == pytest.approx(expected / 1e6)
