@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_modules import RetrievalModule
+from lightning_modules import UNITER, RetrievalModule, ViLBERT
 from lightning_modules.distributed import all_sum, rank, world_size
 from lightning_modules.example_batch import example_batch
 from lightning_modules.objectives.draws import Draws
+from lightning_modules.retrieval_module import total_loss
 from tests.distributed.gloo import run_on_ranks
-from tests.lightning_modules.tiny_models import tiny_capture, tiny_clip, tiny_lxmert
+from tests.lightning_modules.tiny_models import tiny, tiny_capture, tiny_clip, tiny_lxmert
 
 BATCH = 12  # divides by 1, 2 and 3
 MODELS: dict[str, Callable[[], RetrievalModule]] = {
@@ -21,6 +22,13 @@ MODELS: dict[str, Callable[[], RetrievalModule]] = {
     "grid": lambda: tiny_capture(visual_input="grid", dropout=0.0),
     "clip": lambda: tiny_clip(objectives=["infonce", "sigmoid"]),
     "lxmert": lambda: tiny_lxmert(dropout=0.0),
+    "uniter": lambda: tiny(
+        UNITER,
+        objectives=["mlm", "mrm", "mrc", "mrc_kl", "itm", "wra", "clr"],
+        matching_candidates=2,
+        dropout=0.0,
+    ),
+    "vilbert": lambda: tiny(ViLBERT, objectives=["mlm", "mrm", "mrc_kl", "itm", "clr"], dropout=0.0),
 }
 
 
@@ -36,8 +44,10 @@ def _of_model(name: str) -> dict[str, torch.Tensor]:
     whole = example_batch(model.input_spec(), batch_size=BATCH)
     rows = slice(rank() * BATCH // world_size(), (rank() + 1) * BATCH // world_size())
     batch = whole.rows(rows)
-    losses = model.losses(batch, Draws(0, 3, model.device))
-    torch.stack([value for name, value in losses.items() if not name.startswith("_")]).sum().backward()
+    losses: dict[str, torch.Tensor] = {}
+    for task in model.tasks:
+        losses |= model.losses(batch, Draws(0, 3, model.device, task=task))
+    total_loss(losses).backward()
     result = {name: all_sum(value.detach()) / world_size() for name, value in losses.items()}
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
@@ -53,6 +63,8 @@ def test_losses_and_gradients_equal_one_process(world: int, tmp_path: Path) -> N
         "grid": ("clr", "mlm", "mrm"),
         "clip": ("infonce", "sigmoid"),
         "lxmert": ("mlm", "mrm", "mrc", "itm", "clr"),
+        "uniter": ("mlm", "mrm", "mrc", "mrc_kl", "itm", "clr"),
+        "vilbert": ("mlm", "mrm", "mrc_kl", "itm", "clr"),
     }
     assert all(expected[f"{model}/loss_{name}"] > 0 for model, names in losses.items() for name in names)
     assert all(expected[f"clip/grad/{name}.log_scale"] != 0 for name in losses["clip"])
