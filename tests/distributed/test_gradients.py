@@ -13,13 +13,17 @@ from lightning_modules.distributed import all_sum, rank, world_size
 from lightning_modules.example_batch import example_batch
 from lightning_modules.objectives.draws import Draws
 from tests.distributed.gloo import run_on_ranks
-from tests.lightning_modules.tiny_models import tiny_capture, tiny_clip
+from tests.lightning_modules.tiny_models import tiny_capture, tiny_clip, tiny_imageonly, tiny_textonly
 
 BATCH = 12  # divides by 1, 2 and 3
 MODELS: dict[str, Callable[[], RetrievalModule]] = {
     "regions": lambda: tiny_capture(visual_input="regions", dropout=0.0),
     "grid": lambda: tiny_capture(visual_input="grid", dropout=0.0),
     "clip": lambda: tiny_clip(objectives=["infonce", "sigmoid"]),
+    "views of regions": lambda: tiny_imageonly(visual_input="regions", dropout=0.0),
+    "views of pictures": lambda: tiny_imageonly(visual_input="grid", dropout=0.0),
+    # Its dropout cannot be 0 but is off in eval mode: both views of a caption are the same then, other captions are not.
+    "text only": lambda: tiny_textonly().eval(),
 }
 
 
@@ -48,6 +52,7 @@ def _of_model(name: str) -> dict[str, torch.Tensor]:
 def test_losses_and_gradients_equal_one_process(world: int, tmp_path: Path) -> None:
     expected = _losses_and_gradients()
     losses = {"regions": ("clr", "mlm", "mrm"), "grid": ("clr", "mlm", "mrm"), "clip": ("infonce", "sigmoid")}
+    losses |= {model: ("view",) for model in ("views of regions", "views of pictures", "text only")}
     assert all(expected[f"{model}/loss_{name}"] > 0 for model, names in losses.items() for name in names)
     assert all(expected[f"clip/grad/{name}.log_scale"] != 0 for name in losses["clip"])
     for found in run_on_ranks(world, tmp_path, _losses_and_gradients):

@@ -64,7 +64,7 @@ def tiny_imageonly(**changes: Any) -> ImageOnly:
 
 
 def tiny_textonly(**changes: Any) -> TextOnly:
-    """TextOnly with width 32."""
+    """TextOnly with width 32, which reads all positions: a random first token would give an untrained caption away."""
     sizes: dict[str, Any] = {
         "vocab_size": 120,
         "text_length": 12,
@@ -74,5 +74,6 @@ def tiny_textonly(**changes: Any) -> TextOnly:
         "text_layers": 1,
         "text_heads": 4,
         "text_ffn": 48,
+        "text_pooling": "mean",
     }
     return TextOnly(**(sizes | changes))
