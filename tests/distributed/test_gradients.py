@@ -22,7 +22,7 @@ MODELS: dict[str, Callable[[], RetrievalModule]] = {
     "clip": lambda: tiny_clip(objectives=["infonce", "sigmoid"]),
     "views of regions": lambda: tiny_imageonly(visual_input="regions", dropout=0.0),
     "views of pictures": lambda: tiny_imageonly(visual_input="grid", dropout=0.0),
-    # Its dropout cannot be 0 but is off in eval mode: both views of a caption are the same then, other captions are not.
+    # Its dropout cannot be 0 but is off in eval mode: both views of a caption are the same then.
     "text only": lambda: tiny_textonly().eval(),
 }
 
