@@ -4,8 +4,8 @@ Source: SimCLR, Chen et al., "A Simple Framework for Contrastive Learning of Vis
 2002.05709; the backbone is the image stream of the fused models (CAPTURE, arXiv 2107.14572, §4.2).
 
 Differs:
-    * Views are weaker (`layers/views.py`): what tells products apart must survive them. Of stored region features, which
-      cannot be cropped again, each view leaves out a random half.
+    * Views are weaker (`layers/views.py`): what tells products apart must survive them. Of stored region features,
+      which cannot be cropped again, each view leaves out a random half.
     * The pooler, ReLU of one linear layer, stands in for the projection head of two layers; `image_bag` is what lies
       before it.
     * AdamW with CAPTURE's rate, decay and schedule instead of LARS and a cosine; a batch of 64 instead of 4,096.

@@ -4,8 +4,8 @@ Source: unsupervised SimCSE, Gao et al., "SimCSE: Simple Contrastive Learning of
 2104.08821; the backbone is the text stream of the fused models, at the depth of BERT-base.
 
 Differs:
-    * The contrast is SimCLR's: 2B rows, each against all other 2B − 1 vectors. SimCSE's has B rows, a first view against
-      the second views of all.
+    * The contrast is SimCLR's: 2B rows, each against all other 2B − 1 vectors. SimCSE's has B rows, a first view
+      against the second views of all.
     * The pooled vector is the stream's own, ReLU of a linear layer, also in retrieval; SimCSE has a tanh layer of full
       width and leaves it out when it embeds. `text_bag` is what lies before it.
     * Captions of 36 tokens as for all methods here (32).

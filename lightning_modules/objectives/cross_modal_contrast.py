@@ -7,6 +7,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from lightning_modules.distributed import gather_rows, rank, world_size
+from lightning_modules.errors import ModelError
 
 
 class CrossModalContrast(nn.Module):
@@ -19,10 +20,15 @@ class CrossModalContrast(nn.Module):
 
     Args:
         temperature: τ; the released scripts use 0.07.
+
+    Raises:
+        ModelError: τ is not above 0.
     """
 
     def __init__(self, temperature: float = 0.07) -> None:
         super().__init__()
+        if not temperature > 0:
+            raise ModelError(f"model.temperature {temperature} must be above 0")
         self.temperature = temperature
 
     def forward(self, image_BD: Tensor, text_BD: Tensor) -> Tensor:

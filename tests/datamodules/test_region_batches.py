@@ -294,3 +294,31 @@ def test_a_sample_with_other_class_scores_stops_training(
     with pytest.raises(DataError, match=rf"train-000000\.tar, sample 'train\.\d+', \.regions\.npz: {told}"):
         list(data.train_dataloader())
     assert any(f"scores {found}lasses, the manifest says 6; build again" in problem for problem in verify(folder))
+
+
+def test_a_model_of_captions_decodes_nothing_else(sound: Path, tmp_path: Path) -> None:
+    """Neither from region shards, also where regions are damaged, nor from shards of pictures."""
+    captions = SPEC._replace(visual_input="none")
+    torn = _with(sound, tmp_path / "torn", "train", b"PK\x03\x04")
+    pictures = tmp_path / "pictures"
+    build(TinyCatalogue(COUNTS, size_px=8), pictures, vocab_size=60, progress=False)
+    for folder in (torn, pictures):
+        data = Product1M(str(folder), batch_size=24, num_workers=0)
+        data.use_input_spec(captions)
+        data.setup("fit")
+        (batch,) = data.train_dataloader()
+        assert sorted(batch.index_B.tolist()) == list(range(24))  # one pass, nothing skipped
+        assert batch.token_mask_BT.any(1).all()
+        assert batch.tokens_BT.shape[1] <= 10
+        filled = {name for name, field in batch._asdict().items() if field is not None}
+        assert filled == {"index_B", "tokens_BT", "token_mask_BT"}
+        (evaluated,) = data.val_dataloader()[0]
+        assert evaluated.index_B.tolist() == list(range(5))
+        assert evaluated.images_B3HW is evaluated.features_BRD is None
+
+
+def test_an_unknown_visual_input_names_the_known(sound: Path) -> None:
+    data = Product1M(str(sound), batch_size=4)
+    data.use_input_spec(SPEC._replace(visual_input="sound"))
+    with pytest.raises(DataError, match="'grid', 'regions' and 'none'"):
+        data.setup("fit")

@@ -14,7 +14,14 @@ from lightning_modules.example_batch import example_batch
 from lightning_modules.objectives.draws import Draws
 from lightning_modules.retrieval_module import total_loss
 from tests.distributed.gloo import run_on_ranks
-from tests.lightning_modules.tiny_models import tiny, tiny_capture, tiny_clip, tiny_lxmert
+from tests.lightning_modules.tiny_models import (
+    tiny,
+    tiny_capture,
+    tiny_clip,
+    tiny_imageonly,
+    tiny_lxmert,
+    tiny_textonly,
+)
 
 BATCH = 12  # divides by 1, 2 and 3
 MODELS: dict[str, Callable[[], RetrievalModule]] = {
@@ -29,6 +36,10 @@ MODELS: dict[str, Callable[[], RetrievalModule]] = {
         dropout=0.0,
     ),
     "vilbert": lambda: tiny(ViLBERT, objectives=["mlm", "mrm", "mrc_kl", "itm", "clr"], dropout=0.0),
+    "views of regions": lambda: tiny_imageonly(visual_input="regions", dropout=0.0),
+    "views of pictures": lambda: tiny_imageonly(visual_input="grid", dropout=0.0),
+    # Its dropout cannot be 0 but is off in eval mode: both views of a caption are the same then.
+    "text only": lambda: tiny_textonly().eval(),
 }
 
 
@@ -66,6 +77,7 @@ def test_losses_and_gradients_equal_one_process(world: int, tmp_path: Path) -> N
         "uniter": ("mlm", "mrm", "mrc", "mrc_kl", "itm", "clr"),
         "vilbert": ("mlm", "mrm", "mrc_kl", "itm", "clr"),
     }
+    losses |= {model: ("view",) for model in ("views of regions", "views of pictures", "text only")}
     assert all(expected[f"{model}/loss_{name}"] > 0 for model, names in losses.items() for name in names)
     assert all(expected[f"clip/grad/{name}.log_scale"] != 0 for name in losses["clip"])
     for found in run_on_ranks(world, tmp_path, _losses_and_gradients):

@@ -96,20 +96,36 @@ def test_every_file_composes_with_every_other(tmp_path: Path, experiment: str, d
     assert composed.data.overlay == config.overlays("data")[data]
 
 
-def test_paper_scale_on_product1m_is_the_constructor_default_from_bert(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("experiment", "differing"), [("capture", {"text_weights"}), ("text_only", {"text_weights"}), ("image_only", set())]
+)
+def test_paper_scale_on_product1m_is_the_constructor_default_from_bert(
+    experiment: str, differing: set[str], tmp_path: Path
+) -> None:
     folder = write_folder(tmp_path / "product1m", "product1m", tokenizer=None)
-    composed = config.compose("capture", str(folder), "paper", None, [])
+    composed = config.compose(experiment, str(folder), "paper", None, [])
     arguments = composed.config["model"]["init_args"]
     known = schema.signature(composed.config["model"]["class_path"])
-    assert {key for key, value in arguments.items() if value != known[key].default} == {"text_weights"}
+    assert {key for key, value in arguments.items() if value != known[key].default} == differing
     steps = composed.config["trainer"]["max_steps"] * composed.config["data"]["init_args"]["batch_size"]
     assert steps == pytest.approx(10 * 1_132_830, rel=1e-3)  # ten passes
 
 
 @pytest.mark.parametrize("scale", ["small", "tiny"])
-def test_what_starts_from_scratch_wants_no_bert(tmp_path: Path, scale: str) -> None:
+@pytest.mark.parametrize("experiment", ["capture", "text_only"])
+def test_what_starts_from_scratch_wants_no_bert(tmp_path: Path, experiment: str, scale: str) -> None:
     folder = write_folder(tmp_path / "product1m", "product1m", tokenizer=None)
-    assert config.compose("capture", str(folder), scale, None, []).config["model"]["init_args"]["text_weights"] is None
+    assert config.compose(experiment, str(folder), scale, None, []).config["model"]["init_args"]["text_weights"] is None
+
+
+@pytest.mark.parametrize("scale", ["small", "tiny"])
+@pytest.mark.parametrize("experiment", ["image_only", "text_only"])
+def test_a_baseline_of_one_modality_has_the_backbone_of_capture(folder: Path, experiment: str, scale: str) -> None:
+    fused = config.compose("capture", str(folder), scale, None, []).config["model"]["init_args"]
+    alone = config.compose(experiment, str(folder), scale, None, []).config["model"]["init_args"]
+    on_purpose = {"dropout", "text_weights"} if experiment == "text_only" else {"text_weights"}
+    assert {key for key, value in alone.items() if fused.get(key) != value} <= on_purpose
+    assert len(alone) > 10
 
 
 @pytest.mark.parametrize(

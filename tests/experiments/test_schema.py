@@ -10,7 +10,13 @@ from experiments import schema
 from experiments.config import FIXED_CLASSES
 from experiments.errors import UsageError
 
-CLASSES = ["lightning_modules.CAPTURE", "datamodules.Product1M", *FIXED_CLASSES.values()]
+CLASSES = [
+    "lightning_modules.CAPTURE",
+    "lightning_modules.ImageOnly",
+    "lightning_modules.TextOnly",
+    "datamodules.Product1M",
+    *FIXED_CLASSES.values(),
+]
 
 
 @pytest.mark.parametrize("class_path", CLASSES)
