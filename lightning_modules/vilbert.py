@@ -69,13 +69,13 @@ class ViLBERT(RetrievalModule):
         tokenizer, text_weights, vocab_size, mask_token_id, text_length, visual_input, num_regions, region_width,
         image_size_px, backbone, backbone_weights, global_pooling, region_norm, init_std, temperature, mlm_prob,
         mrm_prob, whitening_samples: As CAPTURE's.
-        retrieval_feature: "product" of the pooled fused outputs is what matching reads; see `candidate_features`.
+        retrieval_feature: "product_pooled" of the pooled fused outputs is what matching reads; see `candidate_features`.
 
     Raises:
         ModelError: an unknown objective or feature; class scores that nothing delivers.
     """
 
-    candidate_features = ("product", "concat_first", "concat_mean", *STREAM_CANDIDATES)
+    candidate_features = ("product_pooled", "concat_first", "concat_mean", *STREAM_CANDIDATES)
     modalities: ClassVar = MODALITIES
 
     def __init__(
@@ -116,7 +116,7 @@ class ViLBERT(RetrievalModule):
         mlm_prob: float = 0.15,
         mrm_prob: float = 0.15,
         matching_candidates: int = 1,
-        retrieval_feature: str = "product",
+        retrieval_feature: str = "product_pooled",
         whitening_samples: int = 0,
         lr: float = 1e-4,
         weight_decay: float = 0.01,
@@ -285,7 +285,7 @@ class ViLBERT(RetrievalModule):
             masked_mean(image_BRD, regions.mask_BR),
         )
         return stream_features(streams, self.whiten(streams.by_name())) | {
-            "product": self.network.pooled(text_BTD, image_BRD),
+            "product_pooled": self.network.pooled(text_BTD, image_BRD),
             "concat_first": side_by_side(text_BTD[:, 0], image_BRD[:, 0]),
             "concat_mean": side_by_side(text_mean_BD, image_mean_BD),
         }

@@ -63,7 +63,7 @@ def test_connections_stand_before_the_last_layers_of_each_stream() -> None:
     torch.testing.assert_close(found_text, text)
     torch.testing.assert_close(found_image, image)
     pooled = F.relu(network.text_pooler(text[:, 0])) * F.relu(network.image_pooler(image[:, 0]))
-    torch.testing.assert_close(model.embed(batch)["product"], pooled)
+    torch.testing.assert_close(model.embed(batch)["product_pooled"], pooled)
 
 
 def test_words_and_regions_are_predicted_on_matched_pairs_only() -> None:
@@ -93,7 +93,7 @@ def test_the_contrast_reads_streams_that_have_not_met() -> None:
     other = batch._replace(tokens_BT=batch.tokens_BT.roll(1, 0), token_mask_BT=batch.token_mask_BT.roll(1, 0))
     before, after = model.embed(batch), model.embed(other)
     torch.testing.assert_close(before["image_stream"], after["image_stream"])
-    assert not torch.allclose(before["product"], after["product"])
+    assert not torch.allclose(before["product_pooled"], after["product_pooled"])
     torch.testing.assert_close(before["text_stream"].roll(1, 0), after["text_stream"])
 
 
