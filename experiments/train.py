@@ -29,6 +29,7 @@ def train(composition: Composition, run: RunFolder, command: str) -> dict[str, A
     resume = run.last if run.last.is_file() else None
     loggers = _loggers(composition, run, resume)
     engine = build(composition.config, run, loggers)
+    engine.model.check_training(engine.trainer, engine.data.batch_size)  # before the untrained model is evaluated
     write_config(run, composition, engine.config)
     say(_size(engine))
     untrained = _before_training(engine, again=resume is not None)

@@ -282,7 +282,7 @@ class LXMERT(RetrievalModule):
             ModelError: the model was built without itm.
         """
         if self.itm is None:
-            raise ModelError("model.objectives: matching a query with an item needs itm, which this model left out")
+            return super().match(queries, items)
         asked, offered = (with_global(self.visual(batch), self.global_pooling) for batch in (queries, items))
         query = self.network.streams(queries.tokens_BT, queries.token_mask_BT, asked)
         item = self.network.streams(items.tokens_BT, items.token_mask_BT, offered)

@@ -216,13 +216,16 @@ class RetrievalModule(lightning.LightningModule, ABC):
         return self.encode(batch)
 
     def on_fit_start(self) -> None:
-        if self.uses_in_batch_negatives and self.trainer.accumulate_grad_batches != 1:
+        self.check_training(self.trainer, getattr(getattr(self.trainer, "datamodule", None), "batch_size", None))
+
+    def check_training(self, trainer: lightning.Trainer, batch_size: int | None) -> None:
+        """Raise `ModelError` unless the objectives can be trained like this; `batch_size` per process, None = unknown."""
+        if self.uses_in_batch_negatives and trainer.accumulate_grad_batches != 1:
             raise ModelError(
                 "trainer.accumulate_grad_batches must be 1: accumulation adds no negatives to a contrastive "
                 "objective, so it trains something else than the larger batch; raise data.batch_size or devices"
             )
-        batch_size = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
-        if self.compares_samples and batch_size is not None and batch_size * self.trainer.world_size < 2:
+        if self.compares_samples and batch_size is not None and batch_size * trainer.world_size < 2:
             raise ModelError(
                 "data.batch_size=1: matching and contrast compare a sample with others of its batch, so "
                 "data.batch_size × processes must be at least 2"

@@ -69,7 +69,7 @@ class ViLBERT(RetrievalModule):
         tokenizer, text_weights, vocab_size, mask_token_id, text_length, visual_input, num_regions, region_width,
         image_size_px, backbone, backbone_weights, global_pooling, region_norm, init_std, temperature, mlm_prob,
         mrm_prob, whitening_samples: As CAPTURE's.
-        retrieval_feature: "product_pooled" of the pooled fused outputs is what matching reads; see `candidate_features`.
+        retrieval_feature: "product_pooled", of the pooled fused outputs, is what matching reads.
 
     Raises:
         ModelError: an unknown objective or feature; class scores that nothing delivers.
