@@ -219,7 +219,7 @@ class RetrievalModule(lightning.LightningModule, ABC):
         self.check_training(self.trainer, getattr(getattr(self.trainer, "datamodule", None), "batch_size", None))
 
     def check_training(self, trainer: lightning.Trainer, batch_size: int | None) -> None:
-        """Raise `ModelError` unless the objectives can be trained like this; `batch_size` per process, None = unknown."""
+        """Raise `ModelError` if the objectives cannot be trained so; `batch_size` of a process, None = unknown."""
         if self.uses_in_batch_negatives and trainer.accumulate_grad_batches != 1:
             raise ModelError(
                 "trainer.accumulate_grad_batches must be 1: accumulation adds no negatives to a contrastive "

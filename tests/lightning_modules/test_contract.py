@@ -13,10 +13,14 @@ import sys
 from contextlib import nullcontext
 from itertools import chain, combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import Callback
+from torch.utils.data import DataLoader
 
 import lightning_modules
 from datamodules.batch import ProductBatch
@@ -174,6 +178,56 @@ def _spoilt(batch: ProductBatch) -> ProductBatch:
     others_BT = (5 + draws.uniform(*batch.tokens_BT.shape) * 90).long()
     spoilt = Views(smallest_crop=0.2, jitter=0.6, hidden=0.8).of(batch, draws)
     return spoilt._replace(tokens_BT=torch.where(replaced_BT, others_BT, batch.tokens_BT))
+
+
+@by_model
+def test_a_resumed_run_equals_an_uninterrupted_one(kind: type[RetrievalModule], tmp_path: Path) -> None:
+    """Four steps, and two steps with two more from their checkpoint: the same weights to the last digit."""
+    whole = _fit(kind, steps=4)
+    _fit(kind, steps=4, stop_after=2, save=tmp_path / "last.ckpt")
+    resumed = _fit(kind, steps=4, resume=tmp_path / "last.ckpt")
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+
+
+class _Midway(Callback):
+    """Draws dropout by the step, as `experiments` restores the generators' state, and may stop and save."""
+
+    def __init__(self, stop_after: int | None, save: Path | None) -> None:
+        self.stop_after, self.save = stop_after, save
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        torch.manual_seed(trainer.global_step)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.stop_after and self.save is not None:
+            trainer.save_checkpoint(self.save)
+            trainer.should_stop = True
+
+
+def _fit(
+    kind: type[RetrievalModule],
+    steps: int,
+    stop_after: int | None = None,
+    save: Path | None = None,
+    resume: Path | None = None,
+) -> RetrievalModule:
+    torch.manual_seed(0 if resume is None else 1)  # what is resumed must not depend on the fresh weights
+    model = tiny(kind, objectives=list(_objectives(kind)))
+    first = 0 if resume is None else 2
+    batches: Any = [example_batch(model.input_spec(), batch_size=6, seed=seed) for seed in range(first, steps)]
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        enable_checkpointing=False,
+        gradient_clip_val=1.0,
+        callbacks=[_Midway(stop_after, save)],
+        **quiet,  # type: ignore[arg-type]
+    )
+    trainer.fit(model, DataLoader(batches, batch_size=None), ckpt_path=resume, weights_only=True)
+    assert trainer.global_step == (stop_after or steps)
+    return model
 
 
 @by_model

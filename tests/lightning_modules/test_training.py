@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 import torch
 from lightning import Trainer
+from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
 
+from lightning_modules import UNITER
 from lightning_modules.errors import ModelError
 from lightning_modules.example_batch import example_batch
-from tests.lightning_modules.tiny_models import tiny_capture
+from lightning_modules.objectives.draws import Draws
+from tests.lightning_modules.tiny_models import tiny, tiny_capture
 
 
 def _fit(clip: float, algorithm: str = "norm", **options: Any) -> torch.Tensor:
@@ -42,3 +45,38 @@ def test_what_scales_gradients_cannot_be_clipped(monkeypatch: pytest.MonkeyPatch
     model.configure_gradient_clipping(optimizer, 0.0)
     with pytest.raises(ModelError, match="bf16-mixed"):
         model.configure_gradient_clipping(optimizer, 1.0)
+
+
+def test_a_step_moves_only_what_its_task_trains() -> None:
+    """Heads of other tasks keep weights and optimiser state: momentum and decay would move them on a gradient of 0."""
+    torch.manual_seed(0)
+    model = tiny(UNITER, objectives=["mlm", "itm"], lr=0.1, weight_decay=0.1)
+    batches: Any = [example_batch(model.input_spec(), batch_size=6, seed=seed) for seed in range(8)]
+    seen: list[tuple[str, bool, bool]] = []  # task, whether its head moved, whether the other one did
+
+    class Watch(Callback):
+        def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+            self.before = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            task = Draws(0, trainer.global_step - 1, "cpu").choose(model.tasks)
+            moved = {
+                name.split(".")[0] for name, p in model.named_parameters() if not torch.equal(p, self.before[name])
+            }
+            other = {"mlm": "itm", "itm": "mlm"}[task]
+            seen.append((task, task in moved, other in moved))
+
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    options: dict[str, Any] = {"accelerator": "cpu", "enable_checkpointing": False, "callbacks": [Watch()], **quiet}
+    Trainer(max_steps=8, **options).fit(model, DataLoader(batches, batch_size=None))
+    assert {task for task, _, _ in seen} == {"mlm", "itm"}
+    assert all(own and not other for _, own, other in seen[:-1])  # the last step's learning rate is 0
+
+
+def test_a_contrast_needs_a_second_sample() -> None:
+    model = tiny_capture()
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    with pytest.raises(ModelError, match=r"data\.batch_size=1"):
+        model.check_training(trainer, 1)
+    model.check_training(trainer, 2)
+    tiny_capture(objectives=["mlm"]).check_training(trainer, 1)
