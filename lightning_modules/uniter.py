@@ -4,8 +4,9 @@ Source: Chen et al., "UNITER: UNiversal Image-TExt Representation Learning", ECC
 of the objectives and optimiser are those of the released base configuration.
 
 Differs:
-    * `clr`, off by default: CAPTURE's contrast between the pooled caption and the pooled picture, each encoded by the
-      same transformer without the other. Nothing in the published objectives pulls two pictures of a product together.
+    * `clr`, off by default, added to every step: CAPTURE's contrast between the pooled caption and the pooled picture,
+      each encoded by the same transformer without the other. Nothing in the published objectives pulls two pictures of
+      a product together. (As one of the objectives drawn, with half of the steps, it hardly left chance at `tiny`.)
     * The picture's regions start with the whole image (as in ViLBERT and CAPTURE), which stands for a picture encoded
       alone.
     * `matching_candidates` above 1: the unmatched caption is the hardest of several, by the model's own matching score;
@@ -53,8 +54,8 @@ from lightning_modules.stream_features import (
 # mlm; mrm: regression of the region feature (MRFR); mrc: the detector's best class; mrc_kl: its distribution; itm:
 # matching; wra: word-region alignment; clr: contrast (see Differs)
 OBJECTIVES = ("mlm", "mrm", "mrc", "mrc_kl", "itm", "wra", "clr")
-# How often a step trains each, in proportion: the released `mix_ratio`; `clr` as often as those of the paper together.
-SHARES = {"mlm": 2.0, "mrm": 1.0, "mrc": 1.0, "mrc_kl": 1.0, "itm": 2.0, "wra": 2.0, "clr": 6.0}
+# How often a step trains each, in proportion: the released `mix_ratio`.
+SHARES = {"mlm": 2.0, "mrm": 1.0, "mrc": 1.0, "mrc_kl": 1.0, "itm": 2.0, "wra": 2.0}
 OF_REGION_CLASSES = ("mrc", "mrc_kl")
 
 
@@ -64,9 +65,9 @@ class UNITER(RetrievalModule):
     Args:
         objectives: Any subset of mlm, mrm, mrc, mrc_kl, itm, wra, clr; one left out has no parameters. Each step trains
             one of them, drawn by its share and the same on all ranks; `wra` is computed with `itm` where both are
-            chosen, as released.
-        shares: How often a step trains each objective, in proportion, in the order of `objectives`; None = as
-            published (mlm 2, itm 2, the others 1; clr 6). That of `wra` does not count beside `itm`.
+            chosen, as released, and `clr` in every step.
+        shares: How often a step trains each objective but clr, in proportion, in the order of `objectives`; None = as
+            published (mlm 2, itm 2, the others 1). That of `wra` does not count beside `itm`.
         region_classes: Classes of the detector whose scores the shards hold; for mrc and mrc_kl.
         matching_candidates: Captions among which `itm` takes its hard negative; 1 = any other one (published in
             pretraining). Each costs a forward pass without gradient.
@@ -200,22 +201,24 @@ class UNITER(RetrievalModule):
     def losses(self, batch: ProductBatch, draws: Draws) -> dict[str, Tensor]:
         """§3.2: one objective per step. Words are masked beside whole pictures, regions beside whole captions."""
         task = draws.choose(self.tasks)
-        if task == "mlm":
-            return {"loss_mlm": self._masked_words(batch, draws)}
-        if task in ("mrm", *OF_REGION_CLASSES):
-            return self._masked_regions(task, batch, draws)
-        if task == "clr":
-            assert self.clr is not None
+        losses: dict[str, Tensor] = {}
+        if self.clr is not None:
             streams = self._alone(batch.tokens_BT, batch.token_mask_BT, self._regions(batch))
-            return {"loss_clr": self.clr(streams.image.pooled_BD, streams.text.pooled_BD)}
-        return self._matching(batch, draws)
+            losses["loss_clr"] = self.clr(streams.image.pooled_BD, streams.text.pooled_BD)
+        if task == "mlm":
+            losses |= self._masked_words(batch, draws)
+        elif task in ("mrm", *OF_REGION_CLASSES):
+            losses |= self._masked_regions(task, batch, draws)
+        elif task in ("itm", "wra"):
+            losses |= self._matching(batch, draws)
+        return losses
 
-    def _masked_words(self, batch: ProductBatch, draws: Draws) -> Tensor:
+    def _masked_words(self, batch: ProductBatch, draws: Draws) -> dict[str, Tensor]:
         assert self.mlm is not None
         tokens_BT, targets_BT, at = self.mlm.mask(batch.tokens_BT, batch.token_mask_BT, draws)
         text_BTD, _ = self._fuse(tokens_BT, batch.token_mask_BT, self._regions(batch))
         outputs_MD, targets_M = text_BTD.flatten(0, 1)[at.in_batch_M], targets_BT.flatten()[at.in_batch_M]
-        return self.mlm(outputs_MD, targets_M, self.network.text_embedding.word.weight)
+        return {"loss_mlm": self.mlm(outputs_MD, targets_M, self.network.text_embedding.word.weight)}
 
     def _masked_regions(self, task: str, batch: ProductBatch, draws: Draws) -> dict[str, Tensor]:
         objective: Any = getattr(self, task)
@@ -315,15 +318,16 @@ class UNITER(RetrievalModule):
 
 
 def _tasks(objectives: list[str], shares: list[float] | None) -> dict[str, float]:
-    """What a step may train, and how often; matching and alignment are one task."""
-    if shares is not None and len(shares) != len(objectives):
-        raise ModelError(f"model.shares: {shares} must hold one number for each of model.objectives {objectives}")
-    if shares is not None and not (min(shares) > 0 and sum(shares) < float("inf")):
+    """What a step may train, and how often; matching and alignment are one task, and the contrast is in all."""
+    drawn = [name for name in objectives if name != "clr"]
+    if shares is not None and len(shares) != len(drawn):
+        raise ModelError(f"model.shares: {shares} must hold one number for each of {drawn}")
+    if shares and not (min(shares) > 0 and sum(shares) < float("inf")):
         raise ModelError(f"model.shares: {shares} must be numbers above 0; leave an objective out instead")
-    tasks = dict(zip(objectives, shares or [SHARES[name] for name in objectives], strict=True))
+    tasks = dict(zip(drawn, shares or [SHARES[name] for name in drawn], strict=True))
     if "itm" in tasks:
         tasks.pop("wra", None)
-    return tasks
+    return tasks or {"": 1.0}
 
 
 class SingleStreamTransformer(nn.Module):

@@ -92,8 +92,12 @@ def test_a_step_trains_one_objective_in_the_released_proportion() -> None:
     }
     assert 70 <= count[frozenset({"loss_mlm"})] <= 130  # 100 expected, standard deviation 8
     assert 30 <= count[frozenset({"loss_mrm"})] <= 70  # 50, 6.5
-    shares = tiny(UNITER, objectives=["clr", "wra", "mlm"], shares=[3.0, 1.0, 0.5]).tasks
-    assert shares == {"clr": 3.0, "wra": 1.0, "mlm": 0.5}
+    with_contrast = tiny(UNITER, objectives=["clr", "wra", "mlm"], shares=[1.0, 0.5])
+    assert with_contrast.tasks == {"wra": 1.0, "mlm": 0.5}
+    for task in with_contrast.tasks:
+        losses = with_contrast.losses(batch, Draws(0, 0, "cpu", task=task))
+        assert {"loss_clr", f"loss_{task}"} == {name for name in losses if name[0] != "_"}
+    assert set(tiny(UNITER, objectives=["clr"]).losses(batch, Draws(0, 0, "cpu"))) == {"loss_clr"}
 
 
 def test_the_unmatched_caption_is_the_hardest_of_the_candidates() -> None:
