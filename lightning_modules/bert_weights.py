@@ -27,6 +27,14 @@ def read_bert(name: str) -> dict[str, Tensor]:
     return {key.removeprefix("bert."): value for key, value in state.items()}
 
 
+def start_text_tower(model: nn.Module, tower: tuple[str, str], mlm: MaskedLanguageModelling | None, name: str) -> None:
+    """Fill a model's text embedding and layers, named by their paths, from a BERT, and its MLM head if it has one."""
+    embedding, layers = (model.get_submodule(path) for path in tower)
+    assert isinstance(embedding, TextEmbedding)
+    assert isinstance(layers, nn.ModuleList)
+    load_text_stream(read_bert(name), embedding, layers, mlm, name)
+
+
 def load_text_stream(
     state: dict[str, Tensor],
     embedding: TextEmbedding,

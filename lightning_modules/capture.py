@@ -17,30 +17,29 @@ import math
 from functools import partial
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from datamodules.batch import InputSpec, ProductBatch
-from lightning_modules.bert_weights import load_text_stream, read_bert
 from lightning_modules.capture_features import CANDIDATES, retrieval_features
 from lightning_modules.capture_network import HybridStreamTransformer
 from lightning_modules.errors import ModelError
 from lightning_modules.layers.embeddings import init_bert_style
 from lightning_modules.layers.pooling import StreamPooling
-from lightning_modules.layers.regions import GlobalPooling, build_visual_input, with_global
+from lightning_modules.layers.regions import GlobalPooling, with_global
 from lightning_modules.objectives.chosen import nothing_chosen
 from lightning_modules.objectives.cross_modal_contrast import CrossModalContrast
 from lightning_modules.objectives.draws import Draws
 from lightning_modules.objectives.masked_language_modelling import MaskedLanguageModelling
-from lightning_modules.objectives.masked_region_modelling import MaskedRegionModelling, region_moments
+from lightning_modules.objectives.masked_region_modelling import MaskedRegionModelling
 from lightning_modules.official_weights import capture_arguments, official_name, translate
-from lightning_modules.retrieval_module import RetrievalModule, check_objectives
+from lightning_modules.region_text_module import RegionTextModule
+from lightning_modules.retrieval_module import check_objectives
 from lightning_modules.stream_features import MODALITIES, stream_whitening
 
 OBJECTIVES = ("mlm", "mrm", "clr")
 
 
-class CAPTURE(RetrievalModule):
+class CAPTURE(RegionTextModule):
     """The published model; constructor defaults are the released setting.
 
     Args:
@@ -129,19 +128,34 @@ class CAPTURE(RetrievalModule):
         warmup_fraction: float = 0.1,
         pretrained_lr_scale: float = 0.1,
     ) -> None:
-        super().__init__(retrieval_feature, lr, weight_decay, warmup_fraction, pretrained_lr_scale)
+        spec = InputSpec(
+            tokenizer,
+            text_length,
+            visual_input,
+            num_regions,
+            region_width,
+            image_size_px,
+            vocab_size,
+            mask_token_id,
+        )
+        super().__init__(
+            objectives,
+            spec,
+            backbone,
+            backbone_weights,
+            global_pooling,
+            text_weights,
+            retrieval_feature=retrieval_feature,
+            lr=lr,
+            weight_decay=weight_decay,
+            warmup_fraction=warmup_fraction,
+            pretrained_lr_scale=pretrained_lr_scale,
+        )
         self.save_hyperparameters()
         check_objectives(objectives, OBJECTIVES)
         if not 0 < fused_share <= 1:
             raise ModelError(f"model.fused_share {fused_share} must lie in (0, 1]")
         self.fused_share = fused_share
-        self.global_pooling: GlobalPooling = global_pooling
-        self.spec = InputSpec(
-            tokenizer, text_length, visual_input, num_regions, region_width, image_size_px, vocab_size, mask_token_id
-        )
-        self.visual = build_visual_input(visual_input, region_width, backbone, image_size_px, backbone_weights)
-        if backbone_weights:
-            self.pretrained_prefixes += ("visual.backbone.",)
         self.network = HybridStreamTransformer(
             vocab_size=vocab_size,
             region_width=self.visual.region_width,
@@ -179,9 +193,6 @@ class CAPTURE(RetrievalModule):
             for modality in MODALITIES:
                 self.whitening.update(stream_whitening(modality, width, output_width))
         self.uses_in_batch_negatives = self.compares_samples = self.clr is not None
-        self.text_weights = text_weights
-        if text_weights:
-            self.pretrained_prefixes += ("network.text_embedding.", "network.text_layers.")
 
     @classmethod
     def from_official(cls, state_dict: dict[str, Tensor], config: dict, cross_config: dict) -> CAPTURE:
@@ -205,17 +216,6 @@ class CAPTURE(RetrievalModule):
             )
         return model.eval()
 
-    def input_spec(self) -> InputSpec:
-        return self.spec
-
-    def setup(self, stage: str) -> None:
-        if stage == "fit" and self.text_weights:
-            # Here and not in the constructor: a checkpoint that is loaded needs no BERT at hand.
-            streams = (self.network.text_embedding, self.network.text_layers)
-            load_text_stream(read_bert(self.text_weights), *streams, self.mlm, self.text_weights)
-            self.text_weights = None  # a second fit goes on with what it has
-        super().setup(stage)
-
     def losses(self, batch: ProductBatch, draws: Draws) -> dict[str, Tensor]:
         """§4.3: mask both inputs, run the network, and sum the objectives.
 
@@ -232,7 +232,7 @@ class CAPTURE(RetrievalModule):
         hidden_BR, in_image = None, nothing_chosen(n, part.tokens_BT.device)
         if self.mrm is not None:
             predicted_BR, hidden_BR, in_image = self.mrm.mask(self.visual.mask(part), draws)
-        regions = with_global(self.visual(part, hidden_BR), self.global_pooling)
+        regions = self.regions(part, hidden_BR)
         masked = self.network.streams(tokens_BT, part.token_mask_BT, regions)
 
         # Either all samples that the contrast reads are masked or none: with both kinds in a batch, a masked caption
@@ -256,23 +256,19 @@ class CAPTURE(RetrievalModule):
             targets_M = targets_BT.flatten()[in_text.in_batch_M]
             losses["loss_mlm"] = share * self.mlm(outputs_MD, targets_M, self.network.text_embedding.word.weight)
         if self.mrm is not None:
-            with torch.no_grad():
-                target_BRD = self.visual.features(part) if clean is None else clean.features_BRD[:n]
-            moments = region_moments(target_BRD, self.visual.mask(part)) if self.visual.standardise_target else None
+            target_BRD, moments, about = self.regression_target(part, None if clean is None else clean.features_BRD[:n])
             outputs_MD = fused.image_BRD.flatten(0, 1)[in_image.in_grid_M]
             targets_MD, predicted_M = (x.flatten(0, 1)[in_image.in_batch_M] for x in (target_BRD, predicted_BR))
-            losses["loss_mrm"] = share * self.mrm(outputs_MD, targets_MD, predicted_M, moments)
-            if moments is not None:  # near 0 = the features have collapsed
-                losses["_mrm_target_variance"] = moments.variance_D.mean()
+            losses |= about | {"loss_mrm": share * self.mrm(outputs_MD, targets_MD, predicted_M, moments)}
         if self.clr is not None:
             losses["loss_clr"] = self.clr(contrasted.image.pooled_BD, contrasted.text.pooled_BD)
         return losses
 
     def embed(self, batch: ProductBatch) -> dict[str, Tensor]:
-        regions = with_global(self.visual(batch), self.global_pooling)
+        regions = self.regions(batch)
         streams, fused = self.network(batch.tokens_BT, batch.token_mask_BT, regions)
         return retrieval_features(streams, fused, self.whiten(streams.by_name()), batch.token_mask_BT, regions.mask_BR)
 
     def unwhitened(self, batch: ProductBatch) -> dict[str, Tensor]:
-        regions = with_global(self.visual(batch), self.global_pooling)
+        regions = self.regions(batch)
         return self.network.streams(batch.tokens_BT, batch.token_mask_BT, regions).by_name()

@@ -26,20 +26,19 @@ import torch
 from torch import Tensor
 
 from datamodules.batch import InputSpec, ProductBatch
-from lightning_modules.bert_weights import load_text_stream, read_bert
-from lightning_modules.errors import ModelError
 from lightning_modules.layers.embeddings import init_bert_style
 from lightning_modules.layers.pooling import StreamPooling, masked_mean
-from lightning_modules.layers.regions import GlobalPooling, Regions, build_visual_input, with_global
+from lightning_modules.layers.regions import GlobalPooling, Regions, with_global
 from lightning_modules.lxmert_network import Crossed, CrossModalityTransformer
 from lightning_modules.objectives.cross_modal_contrast import CrossModalContrast
 from lightning_modules.objectives.draws import Draws
 from lightning_modules.objectives.image_text_matching import ImageTextMatching
 from lightning_modules.objectives.masked_language_modelling import MaskedLanguageModelling
 from lightning_modules.objectives.masked_region_classification import MaskedRegionClassification
-from lightning_modules.objectives.masked_region_modelling import MaskedRegionModelling, region_moments
+from lightning_modules.objectives.masked_region_modelling import MaskedRegionModelling
 from lightning_modules.objectives.masked_regions import MaskedRegions, mask_regions
-from lightning_modules.retrieval_module import RetrievalModule, check_objectives
+from lightning_modules.region_text_module import RegionTextModule
+from lightning_modules.retrieval_module import check_objectives
 from lightning_modules.stream_features import (
     MODALITIES,
     STREAM_CANDIDATES,
@@ -52,7 +51,7 @@ from lightning_modules.stream_features import (
 OBJECTIVES = ("mlm", "mrm", "mrc", "itm", "clr")
 
 
-class LXMERT(RetrievalModule):
+class LXMERT(RegionTextModule):
     """Constructor defaults are the published setting, with CAPTURE's inputs. Arguments not named here are CAPTURE's.
 
     Args:
@@ -115,19 +114,7 @@ class LXMERT(RetrievalModule):
         warmup_fraction: float = 0.05,
         pretrained_lr_scale: float = 0.1,
     ) -> None:
-        super().__init__(retrieval_feature, lr, weight_decay, warmup_fraction, pretrained_lr_scale)
-        self.save_hyperparameters()
-        check_objectives(objectives, OBJECTIVES)
-        if "mrc" in objectives and (visual_input == "grid" or region_classes < 1):
-            what = "visual_input is 'grid'" if visual_input == "grid" else f"region_classes is {region_classes}"
-            raise ModelError(
-                f"model.objectives: mrc needs a detector's class scores, but model.{what}. Train on region shards with "
-                "class_scores (docs/regions.md) and set model.region_classes to their number, or leave mrc out "
-                f"(model.objectives=[{','.join(name for name in objectives if name != 'mrc')}])"
-            )
-        self.global_pooling: GlobalPooling = global_pooling
-        self.mrm_prob = mrm_prob
-        self.spec = InputSpec(
+        spec = InputSpec(
             tokenizer,
             text_length,
             visual_input,
@@ -136,11 +123,24 @@ class LXMERT(RetrievalModule):
             image_size_px,
             vocab_size,
             mask_token_id,
-            region_classes=region_classes if "mrc" in objectives else 0,
+            region_classes=region_classes,
         )
-        self.visual = build_visual_input(visual_input, region_width, backbone, image_size_px, backbone_weights)
-        if backbone_weights:
-            self.pretrained_prefixes += ("visual.backbone.",)
+        super().__init__(
+            objectives,
+            spec,
+            backbone,
+            backbone_weights,
+            global_pooling,
+            text_weights,
+            retrieval_feature=retrieval_feature,
+            lr=lr,
+            weight_decay=weight_decay,
+            warmup_fraction=warmup_fraction,
+            pretrained_lr_scale=pretrained_lr_scale,
+        )
+        self.save_hyperparameters()
+        check_objectives(objectives, OBJECTIVES)
+        self.mrm_prob = mrm_prob
         self.network = CrossModalityTransformer(
             vocab_size=vocab_size,
             region_width=self.visual.region_width,
@@ -178,20 +178,6 @@ class LXMERT(RetrievalModule):
                 self.whitening.update(stream_whitening(modality, width, output_width))
         self.uses_in_batch_negatives = self.clr is not None
         self.compares_samples = self.itm is not None or self.clr is not None
-        self.text_weights = text_weights
-        if text_weights:
-            self.pretrained_prefixes += ("network.text_embedding.", "network.text_layers.")
-
-    def input_spec(self) -> InputSpec:
-        return self.spec
-
-    def setup(self, stage: str) -> None:
-        if stage == "fit" and self.text_weights:
-            # Here and not in the constructor: a checkpoint that is loaded needs no BERT at hand.
-            streams = (self.network.text_embedding, self.network.text_layers)
-            load_text_stream(read_bert(self.text_weights), *streams, self.mlm, self.text_weights)
-            self.text_weights = None  # a second fit goes on with what it has
-        super().setup(stage)
 
     def losses(self, batch: ProductBatch, draws: Draws) -> dict[str, Tensor]:
         """§3.1: one pass over exchanged and masked inputs serves all but the contrast, which reads clean streams."""
@@ -218,7 +204,7 @@ class LXMERT(RetrievalModule):
         if self.mrm is not None or self.mrc is not None:
             masked = mask_regions(self.visual.mask(batch), self.mrm_prob, draws)
         hidden_BR = None if masked is None else masked.hidden_BR
-        regions = with_global(self.visual(batch, hidden_BR), self.global_pooling)
+        regions = self.regions(batch, hidden_BR)
         crossed = self._cross(self.network.streams(tokens_BT, token_mask_BT, regions), token_mask_BT, regions.mask_BR)
 
         if self.mlm is not None:
@@ -240,23 +226,19 @@ class LXMERT(RetrievalModule):
         outputs_MD = crossed.image_BRD[:, 1:].flatten(0, 1)[places_M]  # the whole-image region stands first
         predicted_M = masked.predicted_BR.flatten()[places_M]
         if self.mrm is not None:
-            with torch.no_grad():
-                target_BRD = self.visual.features(batch) if clean is None else clean.features_BRD
-            moments = region_moments(target_BRD, self.visual.mask(batch)) if self.visual.standardise_target else None
-            losses["loss_mrm"] = self.mrm(outputs_MD, target_BRD.flatten(0, 1)[places_M], predicted_M, moments)
-            if moments is not None:  # near 0 = the features have collapsed
-                losses["_mrm_target_variance"] = moments.variance_D.mean()
+            clean_BRD = None if clean is None else clean.features_BRD
+            target_BRD, moments, about = self.regression_target(batch, clean_BRD)
+            targets_MD = target_BRD.flatten(0, 1)[places_M]
+            losses |= about | {"loss_mrm": self.mrm(outputs_MD, targets_MD, predicted_M, moments)}
         if self.mrc is not None:
-            if batch.class_scores_BRC is None:
-                raise ModelError("model.objectives: mrc needs class scores of regions, which this batch does not hold")
-            losses["loss_mrc"] = self.mrc(outputs_MD, batch.class_scores_BRC.flatten(0, 1)[places_M], predicted_M)
+            losses["loss_mrc"] = self.mrc(outputs_MD, self.class_scores(batch).flatten(0, 1)[places_M], predicted_M)
         return losses
 
     def _cross(self, streams: Streams, token_mask_BT: Tensor, region_mask_BR: Tensor) -> Crossed:
         return self.network.cross(streams.text.states_BND, token_mask_BT, streams.image.states_BND, region_mask_BR)
 
     def embed(self, batch: ProductBatch) -> dict[str, Tensor]:
-        regions = with_global(self.visual(batch), self.global_pooling)
+        regions = self.regions(batch)
         streams = self.network.streams(batch.tokens_BT, batch.token_mask_BT, regions)
         crossed = self._cross(streams, batch.token_mask_BT, regions.mask_BR)
         first_BD, whole_image_BD = crossed.text_BTD[:, 0], crossed.image_BRD[:, 0]
@@ -269,7 +251,7 @@ class LXMERT(RetrievalModule):
         }
 
     def unwhitened(self, batch: ProductBatch) -> dict[str, Tensor]:
-        regions = with_global(self.visual(batch), self.global_pooling)
+        regions = self.regions(batch)
         return self.network.streams(batch.tokens_BT, batch.token_mask_BT, regions).by_name()
 
     def match(self, queries: ProductBatch, items: ProductBatch) -> Tensor:
@@ -283,7 +265,7 @@ class LXMERT(RetrievalModule):
         """
         if self.itm is None:
             return super().match(queries, items)
-        asked, offered = (with_global(self.visual(batch), self.global_pooling) for batch in (queries, items))
+        asked, offered = (self.regions(batch) for batch in (queries, items))
         query = self.network.streams(queries.tokens_BT, queries.token_mask_BT, asked)
         item = self.network.streams(items.tokens_BT, items.token_mask_BT, offered)
         there = self._cross(Streams(query.text, item.image), queries.token_mask_BT, offered.mask_BR)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from datamodules.batch import InputSpec, ProductBatch
-from lightning_modules.bert_weights import load_text_stream, read_bert
+from lightning_modules.bert_weights import start_text_tower
 from lightning_modules.errors import ModelError
 from lightning_modules.layers.embeddings import TextEmbedding
 from lightning_modules.layers.pooling import StreamPooling
@@ -107,9 +107,7 @@ class TextOnly(RetrievalModule):
     def setup(self, stage: str) -> None:
         if stage == "fit" and self.text_weights:
             # Here and not in the constructor: a checkpoint that is loaded needs no BERT at hand.
-            assert isinstance(self.network.embedding, TextEmbedding)
-            streams = (self.network.embedding, self.network.layers)
-            load_text_stream(read_bert(self.text_weights), *streams, None, self.text_weights)
+            start_text_tower(self, ("network.embedding", "network.layers"), None, self.text_weights)
             self.text_weights = None  # a second fit goes on with what it has
         super().setup(stage)
 

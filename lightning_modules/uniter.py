@@ -27,20 +27,20 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.batch import InputSpec, ProductBatch
-from lightning_modules.bert_weights import load_text_stream, read_bert
 from lightning_modules.errors import ModelError
 from lightning_modules.layers.attention import NORM_EPS, PostNormLayer
 from lightning_modules.layers.embeddings import TextEmbedding, init_bert_style
 from lightning_modules.layers.pooling import PositionPooling, StreamPooling, masked_mean
-from lightning_modules.layers.regions import GlobalPooling, Regions, build_visual_input, with_global
+from lightning_modules.layers.regions import GlobalPooling, Regions
 from lightning_modules.objectives.cross_modal_contrast import CrossModalContrast
 from lightning_modules.objectives.draws import Draws
 from lightning_modules.objectives.image_text_matching import ImageTextMatching, exchange_captions
 from lightning_modules.objectives.masked_language_modelling import MaskedLanguageModelling
 from lightning_modules.objectives.masked_region_classification import MaskedRegionClassification
-from lightning_modules.objectives.masked_region_modelling import MaskedRegionModelling, region_moments
+from lightning_modules.objectives.masked_region_modelling import MaskedRegionModelling
 from lightning_modules.objectives.word_region_alignment import WordRegionAlignment
-from lightning_modules.retrieval_module import RetrievalModule, check_objectives
+from lightning_modules.region_text_module import OF_REGION_CLASSES, RegionTextModule
+from lightning_modules.retrieval_module import check_objectives
 from lightning_modules.stream_features import (
     MODALITIES,
     STREAM_CANDIDATES,
@@ -56,10 +56,9 @@ from lightning_modules.stream_features import (
 OBJECTIVES = ("mlm", "mrm", "mrc", "mrc_kl", "itm", "wra", "clr")
 # How often a step trains each, in proportion: the released `mix_ratio`.
 SHARES = {"mlm": 2.0, "mrm": 1.0, "mrc": 1.0, "mrc_kl": 1.0, "itm": 2.0, "wra": 2.0}
-OF_REGION_CLASSES = ("mrc", "mrc_kl")
 
 
-class UNITER(RetrievalModule):
+class UNITER(RegionTextModule):
     """The published model; constructor defaults are the released base setting.
 
     Args:
@@ -86,6 +85,7 @@ class UNITER(RetrievalModule):
 
     candidate_features = ("first", "pooled", "mean", "concat_mean", *STREAM_CANDIDATES)
     modalities: ClassVar = MODALITIES
+    text_tower: ClassVar = ("network.text_embedding", "network.layers")
 
     def __init__(
         self,
@@ -128,18 +128,7 @@ class UNITER(RetrievalModule):
         pretrained_lr_scale: float = 1.0,
         betas: tuple[float, float] = (0.9, 0.98),
     ) -> None:
-        super().__init__(retrieval_feature, lr, weight_decay, warmup_fraction, pretrained_lr_scale, betas)
-        self.save_hyperparameters()
-        check_objectives(objectives, OBJECTIVES)
-        self.tasks = _tasks(objectives, shares)
-        self.global_pooling: GlobalPooling = global_pooling
-        of_classes = [name for name in objectives if name in OF_REGION_CLASSES]
-        if of_classes and (visual_input == "grid" or region_classes < 1):
-            raise ModelError(
-                f"model.objectives: {of_classes[0]!r} predicts a detector's classes, so it needs visual_input: "
-                "regions, shards with class_scores and their number as model.region_classes; or leave it out"
-            )
-        self.spec = InputSpec(
+        spec = InputSpec(
             tokenizer,
             text_length,
             visual_input,
@@ -148,11 +137,25 @@ class UNITER(RetrievalModule):
             image_size_px,
             vocab_size,
             mask_token_id,
-            region_classes=region_classes if of_classes else 0,
+            region_classes=region_classes,
         )
-        self.visual = build_visual_input(visual_input, region_width, backbone, image_size_px, backbone_weights)
-        if backbone_weights:
-            self.pretrained_prefixes += ("visual.backbone.",)
+        super().__init__(
+            objectives,
+            spec,
+            backbone,
+            backbone_weights,
+            global_pooling,
+            text_weights,
+            retrieval_feature=retrieval_feature,
+            lr=lr,
+            weight_decay=weight_decay,
+            warmup_fraction=warmup_fraction,
+            pretrained_lr_scale=pretrained_lr_scale,
+            betas=betas,
+        )
+        self.save_hyperparameters()
+        check_objectives(objectives, OBJECTIVES)
+        self.tasks = _tasks(objectives, shares)
         self.network = SingleStreamTransformer(
             vocab_size, self.visual.region_width, width, max_positions, layers, heads, ffn, dropout, region_norm
         )
@@ -183,27 +186,13 @@ class UNITER(RetrievalModule):
         if whitening_samples:
             for modality in MODALITIES:
                 self.whitening.update(stream_whitening(modality, width, output_width))
-        self.text_weights = text_weights
-        if text_weights:
-            self.pretrained_prefixes += ("network.text_embedding.", "network.layers.")
-
-    def input_spec(self) -> InputSpec:
-        return self.spec
-
-    def setup(self, stage: str) -> None:
-        if stage == "fit" and self.text_weights:
-            # Here and not in the constructor: a checkpoint that is loaded needs no BERT at hand.
-            towers = (self.network.text_embedding, self.network.layers)
-            load_text_stream(read_bert(self.text_weights), *towers, self.mlm, self.text_weights)
-            self.text_weights = None  # a second fit goes on with what it has
-        super().setup(stage)
 
     def losses(self, batch: ProductBatch, draws: Draws) -> dict[str, Tensor]:
         """§3.2: one objective per step. Words are masked beside whole pictures, regions beside whole captions."""
         task = draws.choose(self.tasks)
         losses: dict[str, Tensor] = {}
         if self.clr is not None:
-            streams = self._alone(batch.tokens_BT, batch.token_mask_BT, self._regions(batch))
+            streams = self._alone(batch.tokens_BT, batch.token_mask_BT, self.regions(batch))
             losses["loss_clr"] = self.clr(streams.image.pooled_BD, streams.text.pooled_BD)
         if task == "mlm":
             losses |= self._masked_words(batch, draws)
@@ -216,7 +205,7 @@ class UNITER(RetrievalModule):
     def _masked_words(self, batch: ProductBatch, draws: Draws) -> dict[str, Tensor]:
         assert self.mlm is not None
         tokens_BT, targets_BT, at = self.mlm.mask(batch.tokens_BT, batch.token_mask_BT, draws)
-        text_BTD, _ = self._fuse(tokens_BT, batch.token_mask_BT, self._regions(batch))
+        text_BTD, _ = self._fuse(tokens_BT, batch.token_mask_BT, self.regions(batch))
         outputs_MD, targets_M = text_BTD.flatten(0, 1)[at.in_batch_M], targets_BT.flatten()[at.in_batch_M]
         return {"loss_mlm": self.mlm(outputs_MD, targets_M, self.network.text_embedding.word.weight)}
 
@@ -224,28 +213,20 @@ class UNITER(RetrievalModule):
         objective: Any = getattr(self, task)
         real_BR = self.visual.mask(batch)
         predicted_BR, hidden_BR, at = objective.mask(real_BR, draws)
-        regions = with_global(self.visual(batch, hidden_BR), self.global_pooling)
-        _, image_BRD = self._fuse(batch.tokens_BT, batch.token_mask_BT, regions, hidden_BR)
+        _, image_BRD = self._fuse(batch.tokens_BT, batch.token_mask_BT, self.regions(batch, hidden_BR), hidden_BR)
         outputs_MD = image_BRD[:, 1:].flatten(0, 1)[at.in_batch_M]  # the whole-image region is not predicted
         predicted_M = predicted_BR.flatten()[at.in_batch_M]
         if task in OF_REGION_CLASSES:
-            scores_BRC = batch.class_scores_BRC
-            if scores_BRC is None:
-                raise ModelError(f"objective {task!r} needs class scores, which this batch does not hold")
-            return {f"loss_{task}": objective(outputs_MD, scores_BRC.flatten(0, 1)[at.in_batch_M], predicted_M)}
-        with torch.no_grad():
-            target_BRD = self.visual.features(batch)
-        moments = region_moments(target_BRD, real_BR) if self.visual.standardise_target else None
+            scores_MC = self.class_scores(batch).flatten(0, 1)[at.in_batch_M]
+            return {f"loss_{task}": objective(outputs_MD, scores_MC, predicted_M)}
+        target_BRD, moments, about = self.regression_target(batch)
         targets_MD = target_BRD.flatten(0, 1)[at.in_batch_M]
         feature_WD = self.network.region_embedding.feature.weight
-        losses = {"loss_mrm": objective(outputs_MD, targets_MD, predicted_M, moments, feature_WD)}
-        if moments is not None:  # near 0 = the features have collapsed
-            losses["_mrm_target_variance"] = moments.variance_D.mean()
-        return losses
+        return about | {"loss_mrm": objective(outputs_MD, targets_MD, predicted_M, moments, feature_WD)}
 
     def _matching(self, batch: ProductBatch, draws: Draws) -> dict[str, Tensor]:
         """`itm` and, on the same pairs, `wra`."""
-        regions = self._regions(batch)
+        regions = self.regions(batch)
         candidates = self.itm.candidates if self.itm is not None else 1
         score = partial(self._match_logit, regions=regions)
         tokens_BT, token_mask_BT, matched_B = exchange_captions(
@@ -261,9 +242,6 @@ class UNITER(RetrievalModule):
             masks = (token_mask_BT[:, 1:], regions.mask_BR[:, 1:])
             losses["loss_wra"] = self.wra(text_BTD[:, 1:], masks[0], image_BRD[:, 1:], masks[1], matched_B)
         return losses
-
-    def _regions(self, batch: ProductBatch) -> Regions:
-        return with_global(self.visual(batch), self.global_pooling)
 
     def _fuse(
         self, tokens_BT: Tensor, token_mask_BT: Tensor, regions: Regions, hidden_BR: Tensor | None = None
@@ -296,11 +274,11 @@ class UNITER(RetrievalModule):
         """
         if self.itm is None:
             return super().match(queries, items)
-        first_B = self._match_logit(queries.tokens_BT, queries.token_mask_BT, self._regions(items))
-        return first_B + self._match_logit(items.tokens_BT, items.token_mask_BT, self._regions(queries))
+        first_B = self._match_logit(queries.tokens_BT, queries.token_mask_BT, self.regions(items))
+        return first_B + self._match_logit(items.tokens_BT, items.token_mask_BT, self.regions(queries))
 
     def embed(self, batch: ProductBatch) -> dict[str, Tensor]:
-        regions = self._regions(batch)
+        regions = self.regions(batch)
         streams = self._alone(batch.tokens_BT, batch.token_mask_BT, regions)
         text_BTD, image_BRD = self._fuse(batch.tokens_BT, batch.token_mask_BT, regions)
         text_mean_BD = masked_mean(text_BTD, batch.token_mask_BT)
@@ -314,7 +292,7 @@ class UNITER(RetrievalModule):
         }
 
     def unwhitened(self, batch: ProductBatch) -> dict[str, Tensor]:
-        return self._alone(batch.tokens_BT, batch.token_mask_BT, self._regions(batch)).by_name()
+        return self._alone(batch.tokens_BT, batch.token_mask_BT, self.regions(batch)).by_name()
 
 
 def _tasks(objectives: list[str], shares: list[float] | None) -> dict[str, float]:

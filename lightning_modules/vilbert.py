@@ -24,20 +24,19 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.batch import InputSpec, ProductBatch
-from lightning_modules.bert_weights import load_text_stream, read_bert
-from lightning_modules.errors import ModelError
 from lightning_modules.layers.attention import CoAttentionLayer, PostNormLayer
 from lightning_modules.layers.embeddings import RegionEmbedding, TextEmbedding, init_bert_style
 from lightning_modules.layers.pooling import PositionPooling, StreamPooling, masked_mean
-from lightning_modules.layers.regions import GlobalPooling, Regions, build_visual_input, with_global
+from lightning_modules.layers.regions import GlobalPooling, Regions
 from lightning_modules.objectives.chosen import nothing_chosen
 from lightning_modules.objectives.cross_modal_contrast import CrossModalContrast
 from lightning_modules.objectives.draws import Draws
 from lightning_modules.objectives.image_text_matching import ImageTextMatching
 from lightning_modules.objectives.masked_language_modelling import NOT_MASKED, MaskedLanguageModelling
 from lightning_modules.objectives.masked_region_classification import MaskedRegionClassification
-from lightning_modules.objectives.masked_region_modelling import MaskedRegionModelling, region_moments
-from lightning_modules.retrieval_module import RetrievalModule, check_objectives
+from lightning_modules.objectives.masked_region_modelling import MaskedRegionModelling
+from lightning_modules.region_text_module import RegionTextModule
+from lightning_modules.retrieval_module import check_objectives
 from lightning_modules.stream_features import (
     MODALITIES,
     STREAM_CANDIDATES,
@@ -52,7 +51,7 @@ from lightning_modules.stream_features import (
 OBJECTIVES = ("mlm", "mrm", "mrc_kl", "itm", "clr")
 
 
-class ViLBERT(RetrievalModule):
+class ViLBERT(RegionTextModule):
     """The published model; constructor defaults are the released base setting.
 
     Args:
@@ -123,17 +122,7 @@ class ViLBERT(RetrievalModule):
         warmup_fraction: float = 0.1,
         pretrained_lr_scale: float = 1.0,
     ) -> None:
-        super().__init__(retrieval_feature, lr, weight_decay, warmup_fraction, pretrained_lr_scale)
-        self.save_hyperparameters()
-        check_objectives(objectives, OBJECTIVES)
-        chosen = set(objectives)
-        if "mrc_kl" in chosen and (visual_input == "grid" or region_classes < 1):
-            raise ModelError(
-                "model.objectives: 'mrc_kl' predicts a detector's classes, so it needs visual_input: regions, shards "
-                "with class_scores and their number as model.region_classes; take mrm instead, or leave it out"
-            )
-        self.global_pooling: GlobalPooling = global_pooling
-        self.spec = InputSpec(
+        spec = InputSpec(
             tokenizer,
             text_length,
             visual_input,
@@ -142,11 +131,24 @@ class ViLBERT(RetrievalModule):
             image_size_px,
             vocab_size,
             mask_token_id,
-            region_classes=region_classes if "mrc_kl" in chosen else 0,
+            region_classes=region_classes,
         )
-        self.visual = build_visual_input(visual_input, region_width, backbone, image_size_px, backbone_weights)
-        if backbone_weights:
-            self.pretrained_prefixes += ("visual.backbone.",)
+        super().__init__(
+            objectives,
+            spec,
+            backbone,
+            backbone_weights,
+            global_pooling,
+            text_weights,
+            retrieval_feature=retrieval_feature,
+            lr=lr,
+            weight_decay=weight_decay,
+            warmup_fraction=warmup_fraction,
+            pretrained_lr_scale=pretrained_lr_scale,
+        )
+        self.save_hyperparameters()
+        check_objectives(objectives, OBJECTIVES)
+        chosen = set(objectives)
         self.network = TwoStreamTransformer(
             text=(vocab_size, width, max_positions, text_layers, text_heads, text_ffn),
             image=(self.visual.region_width, image_width, image_layers, image_heads, image_ffn),
@@ -178,20 +180,6 @@ class ViLBERT(RetrievalModule):
         if whitening_samples:
             self.whitening.update(stream_whitening("text", width, output_width))
             self.whitening.update(stream_whitening("image", image_width, output_width))
-        self.text_weights = text_weights
-        if text_weights:
-            self.pretrained_prefixes += ("network.text_embedding.", "network.text_layers.")
-
-    def input_spec(self) -> InputSpec:
-        return self.spec
-
-    def setup(self, stage: str) -> None:
-        if stage == "fit" and self.text_weights:
-            # Here and not in the constructor: a checkpoint that is loaded needs no BERT at hand.
-            tower = (self.network.text_embedding, self.network.text_layers)
-            load_text_stream(read_bert(self.text_weights), *tower, self.mlm, self.text_weights)
-            self.text_weights = None  # a second fit goes on with what it has
-        super().setup(stage)
 
     def losses(self, batch: ProductBatch, draws: Draws) -> dict[str, Tensor]:
         """§2.2 and figure 3: one pass over captions, half of them exchanged, with words and regions masked."""
@@ -210,7 +198,7 @@ class ViLBERT(RetrievalModule):
             score = None
             if self.itm.candidates > 1:
                 with torch.no_grad():
-                    score = partial(self._match_logit, regions=self._regions(batch))
+                    score = partial(self._match_logit, regions=self.regions(batch))
             tokens_BT, token_mask_BT, matched_B = self.itm.exchange(tokens_BT, token_mask_BT, draws, score)
         in_text = in_image = nothing_chosen(len(tokens_BT), tokens_BT.device)
         if self.mlm is not None:
@@ -219,7 +207,7 @@ class ViLBERT(RetrievalModule):
         hidden_BR = None
         if regional is not None:
             predicted_BR, hidden_BR, in_image = regional.mask(self.visual.mask(batch), draws)
-        regions = self._regions(batch, hidden_BR)
+        regions = self.regions(batch, hidden_BR)
         text_BTD, image_BRD = self.network(tokens_BT, token_mask_BT, regions)
 
         losses: dict[str, Tensor] = {}
@@ -232,17 +220,11 @@ class ViLBERT(RetrievalModule):
             outputs_MD = image_BRD[:, 1:].flatten(0, 1)[in_image.in_batch_M]  # the whole image is not predicted
             predicted_M = (predicted_BR & matched_B.unsqueeze(1)).flatten()[in_image.in_batch_M]
         if self.mrm is not None:
-            with torch.no_grad():
-                target_BRD = self.visual.features(batch)
-            moments = region_moments(target_BRD, self.visual.mask(batch)) if self.visual.standardise_target else None
+            target_BRD, moments, about = self.regression_target(batch)
             targets_MD = target_BRD.flatten(0, 1)[in_image.in_batch_M]
-            losses["loss_mrm"] = self.mrm(outputs_MD, targets_MD, predicted_M, moments)
-            if moments is not None:  # near 0 = the features have collapsed
-                losses["_mrm_target_variance"] = moments.variance_D.mean()
+            losses |= about | {"loss_mrm": self.mrm(outputs_MD, targets_MD, predicted_M, moments)}
         if self.mrc_kl is not None:
-            if batch.class_scores_BRC is None:
-                raise ModelError("objective 'mrc_kl' needs class scores, which this batch does not hold")
-            scores_MC = batch.class_scores_BRC.flatten(0, 1)[in_image.in_batch_M]
+            scores_MC = self.class_scores(batch).flatten(0, 1)[in_image.in_batch_M]
             losses["loss_mrc_kl"] = self.mrc_kl(outputs_MD, scores_MC, predicted_M)
         if self.itm is not None:
             fused_BD = self.network.pooled(text_BTD, image_BRD)
@@ -250,12 +232,9 @@ class ViLBERT(RetrievalModule):
             losses["_itm_accuracy"] = ((self.itm.score(fused_BD.detach()) > 0) == matched_B).float().mean()
         return losses
 
-    def _regions(self, batch: ProductBatch, hidden_BR: Tensor | None = None) -> Regions:
-        return with_global(self.visual(batch, hidden_BR), self.global_pooling)
-
     def _alone(self, batch: ProductBatch) -> Streams:
         """Each stream without connections."""
-        regions = self._regions(batch)
+        regions = self.regions(batch)
         words_BTD, text_BTD, regions_BRD, image_BRD = self.network.alone(batch.tokens_BT, batch.token_mask_BT, regions)
         return Streams(
             read_stream(self.text_pooling, self.text_pooler, words_BTD, text_BTD, batch.token_mask_BT),
@@ -274,11 +253,11 @@ class ViLBERT(RetrievalModule):
         """
         if self.itm is None:
             return super().match(queries, items)
-        first_B = self._match_logit(queries.tokens_BT, queries.token_mask_BT, self._regions(items))
-        return first_B + self._match_logit(items.tokens_BT, items.token_mask_BT, self._regions(queries))
+        first_B = self._match_logit(queries.tokens_BT, queries.token_mask_BT, self.regions(items))
+        return first_B + self._match_logit(items.tokens_BT, items.token_mask_BT, self.regions(queries))
 
     def embed(self, batch: ProductBatch) -> dict[str, Tensor]:
-        regions, streams = self._regions(batch), self._alone(batch)
+        regions, streams = self.regions(batch), self._alone(batch)
         text_BTD, image_BRD = self.network(batch.tokens_BT, batch.token_mask_BT, regions)
         text_mean_BD, image_mean_BD = (
             masked_mean(text_BTD, batch.token_mask_BT),

@@ -135,7 +135,7 @@ class GridRegions(nn.Module):
 
 
 def build_visual_input(
-    kind: Literal["regions", "grid"], region_width: int, backbone: str, image_size_px: int, weights: str | None
+    kind: str, region_width: int, backbone: str, image_size_px: int, weights: str | None
 ) -> PrecomputedRegions | GridRegions:
     """The visual input of a model: "regions" of `region_width`, or the "grid" of a backbone over pixels."""
     return PrecomputedRegions(region_width) if kind == "regions" else GridRegions(backbone, image_size_px, weights)

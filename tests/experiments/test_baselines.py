@@ -80,7 +80,7 @@ def test_captions_without_dropout_are_refused_before_anything_runs(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["uniter", "--model.objectives=[mlm,mrc_kl]"], "needs visual_input: regions"),
+        (["uniter", "--model.objectives=[mlm,mrc_kl]"], "needs a detector's class scores"),
         (["vilbert", "--data.batch_size=1"], "data.batch_size"),
         (["lxmert", "--model.objectives=[mlm]", "--evaluation.rerank=5"], "no matching head"),
         (["clip", "--model.architecture=ViT-B-23"], "near: ViT-B-32"),
