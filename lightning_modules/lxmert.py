@@ -58,7 +58,7 @@ class LXMERT(RegionTextModule):
         objectives: Of mlm, mrm (the region's feature), mrc (its class as a detector has it), itm (does the caption
             belong to the picture?) and clr, summed; one left out has no parameters.
         text_weights: As CAPTURE's. None, from scratch, is published (§3.3).
-        region_classes: Number of classes that the stored class scores of regions are for; mrc needs them.
+        region_classes: Classes of the detector whose scores the shards hold; for mrc.
         text_layers, image_layers, cross_layers: Depths of language, object and cross-modality encoder (9|5|5).
         heads, ffn: Of every layer.
         output_width: Of the pooled streams, which clr contrasts and which the stream features are made of.
@@ -86,7 +86,7 @@ class LXMERT(RegionTextModule):
         visual_input: Literal["regions", "grid"] = "regions",
         num_regions: int = 36,
         region_width: int = 2048,
-        region_classes: int = 0,
+        region_classes: int = 1600,
         image_size_px: int = 224,
         backbone: str = "resnet50",
         backbone_weights: str | None = None,

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
 import torch
 
 import lightning_modules
-from experiments import bench_methods
-from experiments.bench_step import Variant, _seconds_of_tasks
+from experiments import bench_methods, bench_step
+from experiments.bench_step import Variant
 from lightning_modules import RetrievalModule
 from tests.experiments.test_bench_step import SMALL
 from tests.lightning_modules.tiny_models import CLIP_CONFIG, tiny_clip
 
 
-def test_tasks_run_in_turn_and_count_by_their_share() -> None:
+def test_tasks_run_in_turn_and_count_by_their_share(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[tuple[int, str]] = []
+    clock = [0.0]
+    monkeypatch.setattr(bench_step.time, "perf_counter", lambda: clock[0])
 
     def step(number: int, task: str) -> None:
         done.append((number, task))
-        time.sleep({"short": 0.01, "long": 0.05}[task])
+        clock[0] += {"short": 1.0, "long": 5.0}[task]
 
-    seconds = _seconds_of_tasks(step, {"short": 3.0, "long": 1.0}, range(4, 6), torch.device("cpu"))
+    seconds = bench_step._seconds_of_tasks(step, {"short": 3.0, "long": 1.0}, range(4, 6), torch.device("cpu"))
     assert done == [(4, "short"), (5, "short"), (4, "long"), (5, "long")]
-    assert 0.02 <= seconds < 0.03  # (3 × 0.01 + 0.05) / 4; the plain mean is 0.03
+    assert seconds == pytest.approx((3 * 1 + 5) / 4)
 
 
 def test_every_exported_method_is_measured_at_one_batch_size() -> None:

@@ -23,8 +23,14 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
-def test_two_processes_write_one_run_that_one_process_reproduces(shards: Path, tmp_path: Path) -> None:
-    done = command(*fit_words(shards, tmp_path, "--trainer.devices=2", "--trainer.strategy=ddp"))
+@pytest.mark.parametrize("experiment", ["capture", "uniter"])  # the latter trains one objective per step
+def test_two_processes_write_one_run_that_one_process_reproduces(experiment: str, shards: Path, tmp_path: Path) -> None:
+    words = fit_words(shards, tmp_path, "--trainer.devices=2", "--trainer.strategy=ddp")
+    if experiment != "capture":
+        of_capture = ("--model.text_ffn", "--model.image_ffn", "--model.cross_width")
+        words = [word for word in words if not word.startswith(of_capture)]
+        words[words.index("capture")] = experiment
+    done = command(*words)
     assert done.returncode == 0, done.stderr
     (folder,) = tmp_path.iterdir()
     record = json.loads((folder / "metrics.json").read_text())
