@@ -6,10 +6,7 @@ beside its class, and each objective that is left out as an attribute of that na
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import pkgutil
-import sys
 from contextlib import nullcontext
 from itertools import chain, combinations
 from pathlib import Path
@@ -30,27 +27,10 @@ from lightning_modules.layers.views import Views
 from lightning_modules.objectives.draws import Draws
 from lightning_modules.retrieval_module import total_loss
 from retrieval import rank, textbook_metrics
-from tests.lightning_modules.tiny_models import tiny
+from tests.lightning_modules.tiny_models import every_model, objectives_of, tiny
 
-
-def _models() -> list[type[RetrievalModule]]:
-    modules = [importlib.import_module(found.name) for found in pkgutil.iter_modules(*_PACKAGE)]
-    found = [
-        kind
-        for module in modules
-        for kind in vars(module).values()
-        if isinstance(kind, type) and issubclass(kind, RetrievalModule) and kind.__module__ == module.__name__
-    ]
-    return sorted((kind for kind in found if not inspect.isabstract(kind)), key=lambda kind: kind.__name__)
-
-
-_PACKAGE = (lightning_modules.__path__, f"{lightning_modules.__name__}.")
-MODELS = _models()
+MODELS = every_model()
 by_model = pytest.mark.parametrize("kind", MODELS, ids=lambda kind: kind.__name__)
-
-
-def _objectives(kind: type[RetrievalModule]) -> tuple[str, ...]:
-    return sys.modules[kind.__module__].OBJECTIVES  # type: ignore[attr-defined]
 
 
 def _total(model: RetrievalModule, batch: ProductBatch, step: int = 0) -> torch.Tensor:
@@ -116,7 +96,7 @@ def test_a_saved_model_comes_back(kind: type[RetrievalModule], tmp_path: Path) -
         pytest.param(kind, list(chosen), id=f"{kind.__name__}-{'+'.join(chosen)}")
         for kind in MODELS
         for chosen in chain.from_iterable(
-            combinations(_objectives(kind), n) for n in range(1, len(_objectives(kind)) + 1)
+            combinations(objectives_of(kind), n) for n in range(1, len(objectives_of(kind)) + 1)
         )
     ],
 )
@@ -128,7 +108,7 @@ def test_every_trainable_parameter_is_used_by_the_chosen_objectives(
     _total(model, example_batch(model.input_spec(), seed=1), step=1).backward()
     assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
     assert sum(p.requires_grad for p in model.parameters()) > 10
-    left_out = set(_objectives(kind)) - set(objectives)
+    left_out = set(objectives_of(kind)) - set(objectives)
     assert [name for name in left_out if getattr(model, name) is not None] == []
 
 
@@ -139,7 +119,7 @@ def test_eight_products_are_learned_by_heart(kind: type[RetrievalModule]) -> Non
     torch.manual_seed(0)
     published = inspect.signature(kind).parameters["objectives"].default
     # Some papers have nothing that pulls a caption and its picture together: there, the declared contrast beside them.
-    contrast = [name for name in ("clr",) if name in _objectives(kind) and name not in published]
+    contrast = [name for name in ("clr",) if name in objectives_of(kind) and name not in published]
     # A random first token would give an untrained caption away.
     more = {} if "image" in kind.modalities else {"text_pooling": "mean"}
     model = tiny(kind, objectives=[*published, *contrast], **more)
@@ -213,7 +193,7 @@ def _fit(
     resume: Path | None = None,
 ) -> RetrievalModule:
     torch.manual_seed(0 if resume is None else 1)  # what is resumed must not depend on the fresh weights
-    model = tiny(kind, objectives=list(_objectives(kind)))
+    model = tiny(kind, objectives=list(objectives_of(kind)))
     first = 0 if resume is None else 2
     batches: Any = [example_batch(model.input_spec(), batch_size=6, seed=seed) for seed in range(first, steps)]
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
@@ -234,7 +214,7 @@ def _fit(
 def test_a_step_never_waits_for_the_device(kind: type[RetrievalModule], monkeypatch: pytest.MonkeyPatch) -> None:
     """Meta tensors hold no values: whatever had to look at one (a count, a boolean index, an item) would raise."""
     monkeypatch.setattr(torch, "autocast", lambda *args, **more: nullcontext())  # it knows no meta device
-    model = tiny(kind, objectives=list(_objectives(kind))).to("meta").train()
+    model = tiny(kind, objectives=list(objectives_of(kind))).to("meta").train()
     total = _total(model, example_batch(model.input_spec(), model.device, batch_size=6))
     total.backward()
     assert total.device.type == "meta"

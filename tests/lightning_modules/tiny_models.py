@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import pkgutil
+import sys
 from typing import Any, TypeVar
 
+import lightning_modules
 from lightning_modules import CAPTURE, CLIP, LXMERT, ImageOnly, RetrievalModule, TextOnly
 
 Model = TypeVar("Model", bound=RetrievalModule)
@@ -41,9 +45,28 @@ SIZES: dict[str, Any] = {
     "cross_layers": 1,
     "cross_heads": 2,
     "cross_width": 16,
+    "matching_candidates": 2,
     "co_layers": 1,
     "co_heads": 4,
 }
+
+
+def every_model() -> list[type[RetrievalModule]]:
+    """Every RetrievalModule defined in a file of the package, found without registration."""
+    files = pkgutil.iter_modules(lightning_modules.__path__, f"{lightning_modules.__name__}.")
+    modules = [importlib.import_module(file.name) for file in files]
+    found = [
+        kind
+        for module in modules
+        for kind in vars(module).values()
+        if isinstance(kind, type) and issubclass(kind, RetrievalModule) and kind.__module__ == module.__name__
+    ]
+    return sorted((kind for kind in found if not inspect.isabstract(kind)), key=lambda kind: kind.__name__)
+
+
+def objectives_of(kind: type[RetrievalModule]) -> tuple[str, ...]:
+    """All that a model can be trained by: the constant beside its class."""
+    return sys.modules[kind.__module__].OBJECTIVES  # type: ignore[attr-defined]
 
 
 def tiny(kind: type[Model], **changes: Any) -> Model:
