@@ -190,26 +190,32 @@ class UNITER(RegionTextModule):
     def losses(self, batch: ProductBatch, draws: Draws) -> dict[str, Tensor]:
         """§3.2: one objective per step. Words are masked beside whole pictures, regions beside whole captions."""
         task = draws.choose(self.tasks)
+        masks_regions = task in ("mrm", *OF_REGION_CLASSES)
+        if masks_regions and self.clr is None:
+            return self._masked_regions(task, batch, draws)
+        regions = self.regions(batch)  # one pass of a backbone for all that reads whole pictures
         losses: dict[str, Tensor] = {}
         if self.clr is not None:
-            streams = self._alone(batch.tokens_BT, batch.token_mask_BT, self.regions(batch))
+            streams = self._alone(batch.tokens_BT, batch.token_mask_BT, regions)
             losses["loss_clr"] = self.clr(streams.image.pooled_BD, streams.text.pooled_BD)
-        if task == "mlm":
-            losses |= self._masked_words(batch, draws)
-        elif task in ("mrm", *OF_REGION_CLASSES):
-            losses |= self._masked_regions(task, batch, draws)
+        if masks_regions:
+            losses |= self._masked_regions(task, batch, draws, clean_BRD=regions.features_BRD[:, 1:])
+        elif task == "mlm":
+            losses |= self._masked_words(batch, draws, regions)
         elif task in ("itm", "wra"):
-            losses |= self._matching(batch, draws)
+            losses |= self._matching(batch, draws, regions)
         return losses
 
-    def _masked_words(self, batch: ProductBatch, draws: Draws) -> dict[str, Tensor]:
+    def _masked_words(self, batch: ProductBatch, draws: Draws, regions: Regions) -> dict[str, Tensor]:
         assert self.mlm is not None
         tokens_BT, targets_BT, at = self.mlm.mask(batch.tokens_BT, batch.token_mask_BT, draws)
-        text_BTD, _ = self._fuse(tokens_BT, batch.token_mask_BT, self.regions(batch))
+        text_BTD, _ = self._fuse(tokens_BT, batch.token_mask_BT, regions)
         outputs_MD, targets_M = text_BTD.flatten(0, 1)[at.in_batch_M], targets_BT.flatten()[at.in_batch_M]
         return {"loss_mlm": self.mlm(outputs_MD, targets_M, self.network.text_embedding.word.weight)}
 
-    def _masked_regions(self, task: str, batch: ProductBatch, draws: Draws) -> dict[str, Tensor]:
+    def _masked_regions(
+        self, task: str, batch: ProductBatch, draws: Draws, clean_BRD: Tensor | None = None
+    ) -> dict[str, Tensor]:
         objective: Any = getattr(self, task)
         real_BR = self.visual.mask(batch)
         predicted_BR, hidden_BR, at = objective.mask(real_BR, draws)
@@ -219,14 +225,13 @@ class UNITER(RegionTextModule):
         if task in OF_REGION_CLASSES:
             scores_MC = self.class_scores(batch).flatten(0, 1)[at.in_batch_M]
             return {f"loss_{task}": objective(outputs_MD, scores_MC, predicted_M)}
-        target_BRD, moments, about = self.regression_target(batch)
+        target_BRD, moments, about = self.regression_target(batch, clean_BRD)
         targets_MD = target_BRD.flatten(0, 1)[at.in_batch_M]
         feature_WD = self.network.region_embedding.feature.weight
         return about | {"loss_mrm": objective(outputs_MD, targets_MD, predicted_M, moments, feature_WD)}
 
-    def _matching(self, batch: ProductBatch, draws: Draws) -> dict[str, Tensor]:
+    def _matching(self, batch: ProductBatch, draws: Draws, regions: Regions) -> dict[str, Tensor]:
         """`itm` and, on the same pairs, `wra`."""
-        regions = self.regions(batch)
         candidates = self.itm.candidates if self.itm is not None else 1
         score = partial(self._match_logit, regions=regions)
         tokens_BT, token_mask_BT, matched_B = exchange_captions(
