@@ -23,7 +23,7 @@ from lightning_modules.example_batch import example_batch
 from lightning_modules.flops import matrix_product_rate
 from lightning_modules.layers import attention
 from lightning_modules.layers.attention import take
-from lightning_modules.objectives import masked_language_modelling, masked_region_modelling
+from lightning_modules.objectives import masked_language_modelling, masked_regions
 from lightning_modules.objectives.chosen import Chosen, chosen
 from lightning_modules.objectives.draws import Draws
 from lightning_modules.optim import adamw
@@ -232,7 +232,7 @@ def _without(parts: Sequence[str]) -> Iterator[None]:
         if "attention" in parts:
             stack.enter_context(mock.patch.object(attention, "attend", _plain_attend))
         if "heads" in parts:
-            for objective in (masked_language_modelling, masked_region_modelling):
+            for objective in (masked_language_modelling, masked_regions):
                 stack.enter_context(mock.patch.object(objective, "chosen", _all_positions))
         if "last layer" in parts:
             stack.enter_context(mock.patch.object(HybridStreamTransformer, "fuse", _fuse_everything))
