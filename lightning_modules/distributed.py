@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+_is_alone = False
+
 
 def world_size() -> int:
     """Number of processes; 1 without a process group."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if _has_group() else 1
 
 
 def rank() -> int:
     """This process's number; 0 without a process group."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    return dist.get_rank() if _has_group() else 0
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """As without a process group: for what every rank finds out for itself.
+
+    Before training starts a model lies on the CPU, where NCCL, the backend of GPUs, has no collectives.
+    """
+    global _is_alone
+    before, _is_alone = _is_alone, True
+    try:
+        yield
+    finally:
+        _is_alone = before
+
+
+def _has_group() -> bool:
+    return not _is_alone and dist.is_available() and dist.is_initialized()
 
 
 class _GatherRows(torch.autograd.Function):

@@ -19,6 +19,7 @@ from typing_extensions import Self
 
 from datamodules.batch import InputSpec, ProductBatch
 from lightning_modules import pretrained
+from lightning_modules.distributed import alone
 from lightning_modules.errors import ModelError
 from lightning_modules.example_batch import example_batch
 from lightning_modules.layers.whitening import Whitening
@@ -155,14 +156,14 @@ class RetrievalModule(lightning.LightningModule, ABC):
     def _freeze_what_no_objective_trains(self) -> None:
         """Freeze parameters that get no gradient from the chosen objectives, found by a backward on a random batch.
 
-        One for each task; its operations are counted on the way.
+        One for each task; its operations are counted on the way. Each rank does so for itself.
 
         DDP raises on parameters without gradient, and counting them as trained would be dishonest: CAPTURE with the
         contrast alone, say, never reaches its cross layers.
         """
         batch = example_batch(self.input_spec(), self.device)
         flops = 0.0
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        with alone(), torch.random.fork_rng(devices=[]), torch.enable_grad():
             for task, share in self.tasks.items():
                 with FlopCounterMode(display=False) as counter:
                     total_loss(self.losses(batch, Draws(0, 0, self.device, task=task))).backward()

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
@@ -22,6 +23,8 @@ from torch.utils.data import DataLoader
 import lightning_modules
 from datamodules.batch import ProductBatch
 from lightning_modules import RetrievalModule
+from lightning_modules.distributed import rank as rank_of_process
+from lightning_modules.distributed import world_size
 from lightning_modules.example_batch import example_batch
 from lightning_modules.layers.views import Views
 from lightning_modules.objectives.draws import Draws
@@ -110,6 +113,27 @@ def test_every_trainable_parameter_is_used_by_the_chosen_objectives(
     assert sum(p.requires_grad for p in model.parameters()) > 10
     left_out = set(objectives_of(kind)) - set(objectives)
     assert [name for name in left_out if getattr(model, name) is not None] == []
+
+
+@by_model
+def test_what_is_trained_is_found_without_other_ranks(
+    kind: type[RetrievalModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Set-up comes before the model lies on its GPU, and NCCL gathers nothing that lies on the CPU."""
+
+    def trained() -> list[str]:
+        model = tiny(kind, objectives=list(objectives_of(kind)))
+        model.setup("fit")
+        return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+    expected = trained()
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    for collective in ("all_gather", "all_reduce"):
+        monkeypatch.setattr(dist, collective, lambda *_: pytest.fail("a collective on the CPU"))
+    assert trained() == expected
+    assert (world_size(), rank_of_process()) == (2, 1)  # set-up hides the others only while it lasts
 
 
 @by_model
