@@ -11,7 +11,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 class RandomState(Callback):
     """Keeps torch's generators in the checkpoint; dropout is what draws from them (masks and data have their own).
 
-    Only rank zero's state is in the file; other ranks start from a seed of their own, so that ranks still differ.
+    Lightning gives every rank the same seed. Ranks above zero start from one of their own, else all would drop the same
+    units of their rows; only rank zero's state is in the file.
     """
 
     def __init__(self) -> None:
@@ -26,12 +27,13 @@ class RandomState(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        state, self._restored = self._restored, None
-        if state is None:
-            return
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_rank:
             torch.manual_seed(torch.initial_seed() + trainer.global_step + trainer.global_rank)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        state, self._restored = self._restored, None
+        if state is None or trainer.global_rank:
             return
         torch.set_rng_state(state["cpu"].cpu())
         if "cuda" in state and torch.cuda.is_available():
