@@ -191,8 +191,10 @@ class RetrievalModule(lightning.LightningModule, ABC):
 
     def training_step(self, batch: ProductBatch, batch_idx: int) -> Tensor:
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        # A step that accumulates gradients trains one task, and masks each of its batches in another way.
         task = Draws(seed, self.global_step, self.device).choose(self.tasks)
-        losses = self.losses(batch, Draws(seed, self.global_step, self.device, task=task))
+        part = batch_idx % self.trainer.accumulate_grad_batches
+        losses = self.losses(batch, Draws(seed, self.global_step, self.device, task=task, part=part))
         total = total_loss(losses)
         logged = {f"train/{name.lstrip('_')}": value.detach() for name, value in losses.items()}
         self.log_dict(logged, batch_size=len(batch.index_B))

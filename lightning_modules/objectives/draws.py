@@ -23,10 +23,14 @@ class Draws:
         seed, step: The key.
         device: Where `send` puts tensors.
         task: What `choose` returns, whatever the weights: for probing one task after the other.
+        part: Of the key too: which of the batches whose gradients one step accumulates.
     """
 
-    def __init__(self, seed: int, step: int, device: torch.device | str, task: str | None = None) -> None:
-        self.generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+    def __init__(
+        self, seed: int, step: int, device: torch.device | str, task: str | None = None, part: int = 0
+    ) -> None:
+        key = seed * 1_000_003 + step + part * 2_654_435_761  # the generator reads 32 bits: parts lie far apart in them
+        self.generator = torch.Generator().manual_seed(key % 2**63)
         self.device = torch.device(device)
         self.task = task
 

@@ -73,6 +73,36 @@ def test_a_step_moves_only_what_its_task_trains() -> None:
     assert all(own and not other for _, own, other in seen[:-1])  # the last step's learning rate is 0
 
 
+def test_batches_of_an_accumulated_step_share_the_task_but_no_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny(UNITER, objectives=["mlm", "itm"])
+    drawn: list[tuple[int, str | None, float]] = []  # step, task, the batch's first number
+    losses = model.losses
+
+    def watched(batch: Any, draws: Draws) -> dict[str, torch.Tensor]:
+        if training:
+            first = Draws(0, 0, "cpu")
+            first.generator.set_state(draws.generator.get_state())
+            drawn.append((model.global_step, draws.task, float(first.uniform(1))))
+        return losses(batch, draws)
+
+    class Training(Callback):
+        def on_train_start(self, *_: Any) -> None:
+            training.append(True)
+
+    training: list[bool] = []  # set-up tries the losses too
+    monkeypatch.setattr(model, "losses", watched)
+    batches: Any = [example_batch(model.input_spec(), batch_size=6, seed=seed) for seed in range(12)]
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    options: dict[str, Any] = {"accelerator": "cpu", "enable_checkpointing": False, "callbacks": [Training()], **quiet}
+    Trainer(max_steps=6, accumulate_grad_batches=2, **options).fit(model, DataLoader(batches, batch_size=None))
+    assert [step for step, _, _ in drawn] == [step for step in range(6) for _ in range(2)]
+    assert {task for _, task, _ in drawn} == {"mlm", "itm"}
+    assert len({(step, task) for step, task, _ in drawn}) == 6
+    assert len({number for _, _, number in drawn}) == 12
+    unaccumulated = [float(Draws(0, step, "cpu").uniform(1)) for step in range(6)]
+    assert [number for _, _, number in drawn][::2] == unaccumulated
+
+
 def test_a_contrast_needs_a_second_sample() -> None:
     model = tiny_capture()
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
