@@ -8,6 +8,7 @@ Differs:
     * `clr`, off by default: CAPTURE's contrast between the pooled caption and the pooled picture, each through its own
       stream without connections. Nothing in the published objectives pulls two pictures of a product together.
     * `mrm`, off by default, regresses region features, for shards that hold no class scores.
+    * Regions that overlap a masked one stay visible; "12-in-1" masks those above an IoU of 0.4 too.
     * A batch has half of its captions exchanged among its samples; a caption equal to the picture's own is no negative.
       `matching_candidates` above 1 takes the hardest of several.
     * Matching is one logit with a sigmoid instead of two with a softmax, the same model.
@@ -184,21 +185,24 @@ class ViLBERT(RegionTextModule):
     def losses(self, batch: ProductBatch, draws: Draws) -> dict[str, Tensor]:
         """§2.2 and figure 3: one pass over captions, half of them exchanged, with words and regions masked."""
         losses: dict[str, Tensor] = {}
+        clean = None
         if self.clr is not None:
-            streams = self._alone(batch)
+            clean = self.regions(batch)
+            streams = self._alone(batch, clean)
             losses["loss_clr"] = self.clr(streams.image.pooled_BD, streams.text.pooled_BD)
         if self.mlm is not None or self.mrm is not None or self.mrc_kl is not None or self.itm is not None:
-            losses |= self._fused_losses(batch, draws)
+            losses |= self._fused_losses(batch, draws, clean)
         return losses
 
-    def _fused_losses(self, batch: ProductBatch, draws: Draws) -> dict[str, Tensor]:
+    def _fused_losses(self, batch: ProductBatch, draws: Draws, clean: Regions | None) -> dict[str, Tensor]:
+        """The objectives on fused outputs; `clean` are the regions with none hidden, where they are known already."""
         tokens_BT, token_mask_BT = batch.tokens_BT, batch.token_mask_BT
         matched_B = torch.ones_like(token_mask_BT[:, 0])
         if self.itm is not None:
             score = None
             if self.itm.candidates > 1:
                 with torch.no_grad():
-                    score = partial(self._match_logit, regions=self.regions(batch))
+                    score = partial(self._match_logit, regions=self.regions(batch) if clean is None else clean)
             tokens_BT, token_mask_BT, matched_B = self.itm.exchange(tokens_BT, token_mask_BT, draws, score)
         in_text = in_image = nothing_chosen(len(tokens_BT), tokens_BT.device)
         if self.mlm is not None:
@@ -220,7 +224,8 @@ class ViLBERT(RegionTextModule):
             outputs_MD = image_BRD[:, 1:].flatten(0, 1)[in_image.in_batch_M]  # the whole image is not predicted
             predicted_M = (predicted_BR & matched_B.unsqueeze(1)).flatten()[in_image.in_batch_M]
         if self.mrm is not None:
-            target_BRD, moments, about = self.regression_target(batch)
+            clean_BRD = None if clean is None else clean.features_BRD[:, 1:]
+            target_BRD, moments, about = self.regression_target(batch, clean_BRD)
             targets_MD = target_BRD.flatten(0, 1)[in_image.in_batch_M]
             losses |= about | {"loss_mrm": self.mrm(outputs_MD, targets_MD, predicted_M, moments)}
         if self.mrc_kl is not None:
@@ -232,9 +237,8 @@ class ViLBERT(RegionTextModule):
             losses["_itm_accuracy"] = ((self.itm.score(fused_BD.detach()) > 0) == matched_B).float().mean()
         return losses
 
-    def _alone(self, batch: ProductBatch) -> Streams:
+    def _alone(self, batch: ProductBatch, regions: Regions) -> Streams:
         """Each stream without connections."""
-        regions = self.regions(batch)
         words_BTD, text_BTD, regions_BRD, image_BRD = self.network.alone(batch.tokens_BT, batch.token_mask_BT, regions)
         return Streams(
             read_stream(self.text_pooling, self.text_pooler, words_BTD, text_BTD, batch.token_mask_BT),
@@ -257,7 +261,8 @@ class ViLBERT(RegionTextModule):
         return first_B + self._match_logit(items.tokens_BT, items.token_mask_BT, self.regions(queries))
 
     def embed(self, batch: ProductBatch) -> dict[str, Tensor]:
-        regions, streams = self.regions(batch), self._alone(batch)
+        regions = self.regions(batch)  # one pass of a backbone for all
+        streams = self._alone(batch, regions)
         text_BTD, image_BRD = self.network(batch.tokens_BT, batch.token_mask_BT, regions)
         text_mean_BD, image_mean_BD = (
             masked_mean(text_BTD, batch.token_mask_BT),
@@ -270,7 +275,7 @@ class ViLBERT(RegionTextModule):
         }
 
     def unwhitened(self, batch: ProductBatch) -> dict[str, Tensor]:
-        return self._alone(batch).by_name()
+        return self._alone(batch, self.regions(batch)).by_name()
 
 
 class TwoStreamTransformer(nn.Module):

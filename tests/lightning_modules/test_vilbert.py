@@ -97,6 +97,24 @@ def test_the_contrast_reads_streams_that_have_not_met() -> None:
     torch.testing.assert_close(before["text_stream"].roll(1, 0), after["text_stream"])
 
 
+def test_a_backbone_is_run_once_for_whatever_reads_whole_pictures() -> None:
+    """Hidden cells are other pixels and need a pass of their own; all else shares one, and so does an embedding."""
+    torch.manual_seed(0)
+    model = tiny(ViLBERT, visual_input="grid", objectives=["mlm", "mrm", "itm", "clr"], dropout=0.0)
+    batch = example_batch(model.input_spec(), batch_size=4)
+    passes: list[int] = []
+    model.visual.backbone.register_forward_hook(lambda *_: passes.append(1))
+    with_contrast = model.losses(batch, Draws(0, 1, "cpu"))
+    assert len(passes) == 2
+    model.embed(batch)
+    assert len(passes) == 3
+    model.clr = None
+    without = model.losses(batch, Draws(0, 1, "cpu"))
+    assert len(passes) == 6  # hidden, the target, and candidates of a hard negative
+    for name, value in without.items():  # whether the contrast's pass is at hand changes nothing
+        torch.testing.assert_close(with_contrast[name], value)
+
+
 def test_what_it_cannot_do_is_refused() -> None:
     with pytest.raises(ModelError, match="do without"):
         tiny(ViLBERT, visual_input="grid")
