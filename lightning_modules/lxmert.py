@@ -214,7 +214,9 @@ class LXMERT(RegionTextModule):
         if masked is not None:
             losses |= self._region_losses(batch, masked, crossed, clean)
         if self.itm is not None:
-            losses["loss_itm"] = self.itm(self.network.pool(crossed.text_BTD), matched_B)
+            pooled_BD = self.network.pool(crossed.text_BTD)
+            losses["loss_itm"] = self.itm(pooled_BD, matched_B)
+            losses["_itm_accuracy"] = ((self.itm.score(pooled_BD.detach()) > 0) == matched_B).float().mean()
         return losses
 
     def _region_losses(

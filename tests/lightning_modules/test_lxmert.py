@@ -215,11 +215,13 @@ def test_one_pass_over_exchanged_and_masked_inputs_serves_four_objectives() -> N
     found = _losses(model, batch, step=1)
     clr = found.pop("loss_clr")
     words_VD = model.network.text_embedding.word.weight
+    said_B = model.itm.head(model.network.pool(text_BTD))[:, 0] > 0
     expected = {
         "loss_mlm": model.mlm(text_BTD, targets_BT, words_VD),
         "loss_mrm": model.mrm(regions_BRD, batch.features_BRD, predicted_BR),
         "loss_mrc": model.mrc(regions_BRD, batch.class_scores_BRC, predicted_BR),
         "loss_itm": model.itm(model.network.pool(text_BTD), matched_B),
+        "_itm_accuracy": (said_B == matched_B).float().mean(),
     }
     torch.testing.assert_close(found, expected)
 
