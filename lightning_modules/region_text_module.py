@@ -95,7 +95,10 @@ class RegionTextModule(RetrievalModule):
     def class_scores(batch: ProductBatch) -> Tensor:
         """What `mrc` and `mrc_kl` predict: the detector's scores_BRC."""
         if batch.class_scores_BRC is None:
-            raise ModelError("model.objectives: mrc and mrc_kl need class scores, which this batch does not hold")
+            raise ModelError(
+                "model.objectives: mrc and mrc_kl need class scores, which this batch does not hold; train on region "
+                "shards with class_scores (docs/regions.md) or leave them out"
+            )
         return batch.class_scores_BRC
 
 

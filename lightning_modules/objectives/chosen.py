@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_modules.errors import ModelError
 from lightning_modules.objectives.draws import Draws
 
 
@@ -34,6 +35,14 @@ def chosen(chosen_BN: Tensor, draws: Draws) -> Chosen:
         draws.send(used_BK.flatten().nonzero().squeeze(1)),
         draws.send(chosen_BN.flatten().nonzero().squeeze(1)),
     )
+
+
+def check_rate(objective: str, rate: float) -> None:
+    """Raise `ModelError` unless a masking rate leaves something to predict; a loss of 0 at each step tells nobody."""
+    if not 0 < rate <= 1:
+        raise ModelError(
+            f"model.{objective}_prob {rate} must lie in (0, 1]; to train without it, leave it out of model.objectives"
+        )
 
 
 def nothing_chosen(batch_size: int, device: torch.device) -> Chosen:

@@ -79,7 +79,8 @@ class ImageTextMatching(nn.Module):
     The head is one Linear; the pooler of the fused stream belongs to the model.
     Source: UNITER (arXiv 1909.11740) §3.2, ITM; ViLBERT (arXiv 1908.02265) §2.2, alignment prediction; LXMERT
     (arXiv 1908.07490) §3.1.3, cross-modality matching. Several candidates: the hard negatives of UNITER's fine-tuning
-    for retrieval, in its released `UniterForImageTextRetrievalHardNeg` the ones that score highest without gradient.
+    for retrieval, in its released `UniterForImageTextRetrievalHardNeg` the ones that score highest without gradient
+    (and without dropout, which here stays as it is).
     Differs: one logit instead of two, of which only the difference counts. Negatives are captions of the global batch,
     not of the whole data set, and never equal to the sample's own. UNITER exchanges caption or picture.
 
@@ -91,7 +92,7 @@ class ImageTextMatching(nn.Module):
     def __init__(self, width: int, candidates: int = 1) -> None:
         super().__init__()
         if candidates < 1:
-            raise ModelError(f"image-text matching: candidates {candidates} must be at least 1")
+            raise ModelError(f"model.matching_candidates {candidates} must be at least 1 (1 = any other caption)")
         self.candidates = candidates
         self.head = nn.Linear(width, 1)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_modules.distributed import mean_over_ranks
 from lightning_modules.layers.attention import NORM_EPS
-from lightning_modules.objectives.chosen import Chosen, chosen
+from lightning_modules.objectives.chosen import Chosen, check_rate, chosen
 from lightning_modules.objectives.draws import Draws
 
 NOT_MASKED = -1
@@ -44,6 +44,7 @@ class MaskedLanguageModelling(nn.Module):
         self, output_width: int | None, width: int, vocab_size: int, mask_token_id: int, mask_prob: float = 0.15
     ) -> None:
         super().__init__()
+        check_rate("mlm", mask_prob)
         self.vocab_size = vocab_size
         self.mask_token_id = mask_token_id
         self.mask_prob = mask_prob

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_modules.distributed import mean_over_ranks
 from lightning_modules.errors import ModelError
 from lightning_modules.layers.attention import NORM_EPS
+from lightning_modules.objectives.chosen import check_rate
 from lightning_modules.objectives.draws import Draws
 from lightning_modules.objectives.masked_regions import MaskedRegions, mask_regions
 
@@ -50,6 +51,7 @@ class MaskedRegionClassification(nn.Module):
             raise ModelError(f"region classification: target {target!r} is unknown; known: hard, kl")
         if weight_by_confidence and target != "hard":
             raise ModelError("region classification: weight_by_confidence goes with target 'hard' only")
+        check_rate("mrm", mask_prob)
         self.region_classes = region_classes
         self.target = target
         self.mask_prob = mask_prob
@@ -72,7 +74,10 @@ class MaskedRegionClassification(nn.Module):
         """
         classes = class_scores_MC.shape[-1]
         if classes != self.region_classes:
-            raise ModelError(f"regions have scores of {classes} classes, the model expects {self.region_classes}")
+            raise ModelError(
+                f"regions have scores of {classes} classes, the model expects {self.region_classes}; set "
+                f"model.region_classes={classes}"
+            )
         score_MC = class_scores_MC.detach().float()
         logits_MC = self.decoder(self.norm(F.gelu(self.transform(outputs_MD)))).float()
         if self.target == "hard":

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_modules.distributed import all_sum, mean_over_ranks
 from lightning_modules.layers.attention import NORM_EPS
+from lightning_modules.objectives.chosen import check_rate
 from lightning_modules.objectives.draws import Draws
 from lightning_modules.objectives.masked_regions import MaskedRegions, mask_regions
 
@@ -44,6 +45,7 @@ class MaskedRegionModelling(nn.Module):
         self, output_width: int | None, width: int, region_width: int, mask_prob: float = 0.15, tied: bool = False
     ) -> None:
         super().__init__()
+        check_rate("mrm", mask_prob)
         self.mask_prob = mask_prob
         self.back = nn.Identity() if output_width is None else nn.Linear(output_width, width)
         self.transform = nn.Linear(width, width)

@@ -163,7 +163,7 @@ def test_wrong_settings_are_named() -> None:
     tokens, mask = _captions([[5, 6]])
     with pytest.raises(ModelError, match=r"data\.batch_size × processes must be at least 2"):
         ImageTextMatching(4).exchange(tokens, mask, Draws(0, 0, "cpu"))
-    with pytest.raises(ModelError, match="candidates 0"):
+    with pytest.raises(ModelError, match=r"model\.matching_candidates 0 must"):
         ImageTextMatching(4, candidates=0)
     with pytest.raises(TypeError, match="score"):
         ImageTextMatching(4, candidates=2).exchange(*_captions([[5], [6]]), Draws(0, 0, "cpu"))

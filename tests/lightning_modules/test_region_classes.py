@@ -93,8 +93,15 @@ def test_regions_are_chosen_as_for_the_regression_of_features() -> None:
 
 def test_wrong_settings_are_named() -> None:
     outputs, scores, predicted = _regions()
-    with pytest.raises(ModelError, match="scores of 5 classes, the model expects 9"):
+    with pytest.raises(ModelError, match=r"scores of 5 classes.* expects 9; set model\.region_classes=5"):
         MaskedRegionClassification(6, 9, "kl")(outputs, scores, predicted)
+    for rate in (0.0, -0.1, 1.5, math.nan):
+        with pytest.raises(ModelError, match=r"model\.mrm_prob .* must lie in \(0, 1\].*model\.objectives"):
+            MaskedRegionClassification(6, 5, "kl", mask_prob=rate)
+        with pytest.raises(ModelError, match=r"model\.mrm_prob"):
+            MaskedRegionModelling(6, 6, 4, mask_prob=rate)
+        with pytest.raises(ModelError, match=r"model\.mlm_prob"):
+            MaskedLanguageModelling(None, 6, vocab_size=9, mask_token_id=4, mask_prob=rate)
     with pytest.raises(ModelError, match="'soft' is unknown; known: hard, kl"):
         MaskedRegionClassification(6, 5, "soft")  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="weight_by_confidence"):

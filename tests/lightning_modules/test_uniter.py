@@ -151,8 +151,9 @@ def test_a_match_reads_both_captions_with_the_others_picture() -> None:
         ({"objectives": ["mrc"], "region_classes": 0}, "mrc.*model.region_classes"),
         ({"objectives": ["mlm", "itm"], "shares": [1.0]}, "model.shares.*one number for each"),
         ({"objectives": ["mlm", "itm"], "shares": [1.0, 0.0]}, "above 0"),
+        ({"mrm_prob": 0.0}, r"model\.mrm_prob 0.0"),
         ({"objectives": ["mlm", "vqa"]}, "vqa.*unknown"),
-        ({"matching_candidates": 0}, "at least 1"),
+        ({"matching_candidates": 0}, r"model\.matching_candidates 0"),
     ],
 )
 def test_wrong_arguments_are_named(arguments: dict[str, Any], words: str) -> None:
