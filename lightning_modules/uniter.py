@@ -13,7 +13,9 @@ Differs:
       the paper mines hard negatives in fine-tuning only. A caption equal to the picture's own is never one, and a
       batch has half of its captions exchanged, not its pictures.
     * Matching is one logit with a sigmoid instead of two with a softmax, the same model.
-    * Every detector class counts, background too; the released code leaves class 0 out.
+    * Of the masked regions 90 % are hidden (released: all, and at least one word or region of each sample).
+    * `wra` moves words and the closing token; the released code moves [CLS] as well.
+    * Every detector class counts, background too; the released code leaves class 0 out of `mrc`.
     * Linear decay from the end of warm-up to 0 and gradient norm 1.0, as all models here.
     * `visual_input: grid` reads pixels through a backbone instead of stored region features.
 """
@@ -243,7 +245,7 @@ class UNITER(RegionTextModule):
             pooled_BD = self.network.pooled(text_BTD)
             losses["loss_itm"] = self.itm(pooled_BD, matched_B)
             losses["_itm_accuracy"] = ((self.itm.score(pooled_BD.detach()) > 0) == matched_B).float().mean()
-        if self.wra is not None:  # words and regions, without [CLS] and the whole image
+        if self.wra is not None:  # without [CLS] and the whole image, which stand for all
             masks = (token_mask_BT[:, 1:], regions.mask_BR[:, 1:])
             losses["loss_wra"] = self.wra(text_BTD[:, 1:], masks[0], image_BRD[:, 1:], masks[1], matched_B)
         return losses
@@ -362,7 +364,7 @@ class SingleStreamTransformer(nn.Module):
 class RegionWithSizeEmbedding(nn.Module):
     """LN(LN(Linear(feature)) + LN(Linear(box)) + segment), box = x1, y1, x2, y2, width, height, area.
 
-    A hidden region's feature, which is zero, is replaced by a learned vector.
+    A learned vector is added to a hidden region's feature, which is zero (of a grid: a cell without its pixels).
     Source: §3.1 and the released `UniterImageEmbeddings`. Without `norm` none of the three norms is there.
     """
 

@@ -11,7 +11,8 @@ Differs:
     * Regions that overlap a masked one stay visible; "12-in-1" masks those above an IoU of 0.4 too.
     * A batch has half of its captions exchanged among its samples; a caption equal to the picture's own is no negative.
       `matching_candidates` above 1 takes the hardest of several.
-    * Matching is one logit with a sigmoid instead of two with a softmax, the same model.
+    * Matching is one logit with a sigmoid instead of two with a softmax, the same model; nothing is dropped out between
+      the product of both pooled vectors and this head (released: 10 %).
     * Linear decay from the end of warm-up to 0 and gradient norm 1.0, as all models here.
     * `visual_input: grid` reads pixels through a backbone instead of stored region features.
 """
