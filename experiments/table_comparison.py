@@ -113,6 +113,11 @@ def _notes(plan: Plan) -> list[str]:
         )
     if plan.published_source:
         notes.append(f"Published numbers, of the papers' own settings: {plan.published_source}. – = not known.")
+    if plan.costs:
+        notes.append(
+            "Times are those of the runs, on a machine that other work may have slowed down; `make bench ARGS=methods` "
+            "measures the methods side by side."
+        )
     lines = ["", "\n".join(notes)] if notes else []
     if not plan.blocks:  # else the head of each row's block says so
         lines += ["", *(f"* {head(row)}" for row in plan.rows)]
