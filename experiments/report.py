@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from experiments.config import HOME
 from experiments.runs import RunFolder, open_run, read_metrics, write_text
-from experiments.scoreboard import COLUMNS, ROWS, value_of
+from experiments.scoreboard import COLUMNS, ROWS, SAME_COLUMNS, same_queries, value_of
 
 QUERIES_SHOWN = 10
 HITS_SHOWN = 5
@@ -38,7 +39,10 @@ def write_report(run: str | Path, out: str | None = None) -> Path:
     page = _template().render(
         record=record,
         columns=COLUMNS,
-        floors=_floor_rows(record),
+        floors=_floor_rows(record, COLUMNS),
+        same_columns=SAME_COLUMNS,
+        same_floors=_floor_rows(record, SAME_COLUMNS),
+        same_queries=same_queries(record) if record.get("same") else "",
         cutoffs=_cutoffs(record),
         curves=_curves(folder),
         queries=queries,
@@ -59,11 +63,11 @@ def _template() -> Any:
     return environment.get_template("report.html.j2")
 
 
-def _floor_rows(record: dict[str, Any]) -> list[dict[str, Any]]:
+def _floor_rows(record: dict[str, Any], columns: Sequence[str]) -> list[dict[str, Any]]:
     rows = []
     for label, prefix in ROWS.items():
         cells = []
-        for column in COLUMNS:
+        for column in columns:
             value = value_of(record, "test", prefix, column)
             interval = record.get("intervals", {}).get("test", {}).get(prefix.rstrip("/"), {}).get(column)
             cells += ["–" if value is None else f"{value:.4f}"]

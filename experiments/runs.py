@@ -42,6 +42,7 @@ TRAINER_KEYS = (
     "gradient_clip_algorithm",
 )
 NOT_IDENTITY = {"data": {"folder", "num_workers", "pin_memory", "eval_batch_size"}, "evaluation": {"backend"}}
+SAME_FILE = "test-same"  # lists and per-query scores of the identical-product task, among a run's rankings
 
 
 class RunFolder(NamedTuple):
