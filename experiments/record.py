@@ -9,6 +9,7 @@ import numpy as np
 
 from experiments import machine, scoreboard
 from experiments.config import Composition, dump
+from experiments.graph_picture import write_graph
 from experiments.runs import SAME_FILE, RunFolder, atomic, config_hash, git_state, write_json, write_text
 
 SPLITS = ("val", "test")
@@ -31,7 +32,9 @@ TIMED = ("samples_per_second", "throughput", "embedding_ms_per_item")
 
 
 def assemble(outcome: Outcome, training: dict[str, Any]) -> dict[str, Any]:
-    """The content of metrics.json; also writes rankings and per-query scores. Rank zero's numbers, any rank may call.
+    """The content of metrics.json; also writes rankings, per-query scores and the picture of the entity graph.
+
+    Rank zero's numbers, any rank may call.
 
     Args:
         training: What the training said about itself (`FROM_TRAINING`, floors of the untrained model); may be empty.
@@ -70,6 +73,7 @@ def assemble(outcome: Outcome, training: dict[str, Any]) -> dict[str, Any]:
         for split in SPLITS:
             _add_split(record, outcome, split, training)
         _add_same_product(record, outcome, training)
+        write_graph(outcome.run.graph, engine.model, engine.data)
     return record
 
 

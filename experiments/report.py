@@ -45,6 +45,7 @@ def write_report(run: str | Path, out: str | None = None) -> Path:
         same_queries=same_queries(record) if record.get("same") else "",
         cutoffs=_cutoffs(record),
         curves=_curves(folder),
+        graph=_graph(folder),
         queries=queries,
         problem=problem,
         environment=_environment(record),
@@ -127,6 +128,15 @@ def _drawing(title: str, series: dict[str, list[tuple[float, float]]]) -> str:
         pyplot.close(figure)
     text = buffer.getvalue()
     return text[text.index("<svg") :]
+
+
+def _graph(folder: RunFolder) -> str:
+    """The picture of the entity graph as a data url, "" where there is none.
+
+    As a picture, not as markup of the page: the names in it come from strangers.
+    """
+    file = folder.graph.with_suffix(".svg")
+    return "data:image/svg+xml;base64," + base64.b64encode(file.read_bytes()).decode() if file.is_file() else ""
 
 
 def _queries(folder: RunFolder, record: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:

@@ -79,6 +79,11 @@ class RunFolder(NamedTuple):
         return self.root / "rankings"
 
     @property
+    def graph(self) -> Path:
+        """Without its ending: the picture is there as .png and .svg."""
+        return self.root / "graph"
+
+    @property
     def log(self) -> Path:
         return self.root / "log.txt"
 

@@ -40,7 +40,7 @@ def train(composition: Composition, run: RunFolder, command: str) -> dict[str, A
     record = _record(composition, run, engine, command, untrained, best)
     if machine.rank() == 0:
         write_results(run, record)
-        _to_loggers(engine, record)
+        _to_loggers(engine, run, record)
     return record
 
 
@@ -104,7 +104,7 @@ def _record(
     return assemble(Outcome(run, composition, engine, command, results, untrained), about)
 
 
-def _to_loggers(engine: Engine, record: dict[str, Any]) -> None:
+def _to_loggers(engine: Engine, run: RunFolder, record: dict[str, Any]) -> None:
     """Final test numbers and a look at some queries; the run is safe on disk by now."""
     final = {f"test/{key}": value for key, value in record["test"].items()}
     for floor, metrics in record["floors"]["test"].items():
@@ -113,4 +113,5 @@ def _to_loggers(engine: Engine, record: dict[str, Any]) -> None:
     for logger in engine.trainer.loggers:
         logger.log_metrics(final, step=record["steps"])
     wandb_logger.show_hits(engine.trainer.loggers, engine.data, engine.evaluation.results["test"])
+    wandb_logger.show_graph(engine.trainer.loggers, run)
     wandb_logger.close(engine.trainer.loggers)

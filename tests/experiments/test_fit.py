@@ -174,6 +174,29 @@ def test_eval_equals_training_to_the_last_digit(run: Path, record: dict, capsys:
     assert {key: again[key] for key in CONTRACT_KEYS} == {key: record[key] for key in CONTRACT_KEYS}
 
 
+def test_a_run_recorded_without_the_identical_product_is_evaluated_with_it(
+    run: Path, record: dict, tmp_path: Path
+) -> None:
+    copy = tmp_path / run.name
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("wandb", "test-same.*"))
+    old = json.loads((copy / "metrics.json").read_text())
+    del old["same"]
+    for numbers in (old["val"], old["test"], *old["floors"]["test"].values()):
+        for key in [key for key in numbers if "same/" in key]:
+            del numbers[key]
+    (copy / "metrics.json").write_text(json.dumps(old))
+    config = (copy / "config.yaml").read_text()
+    assert "  same: true\n" in config
+    (copy / "config.yaml").write_text(config.replace("  same: true\n", ""))
+    assert main(["eval", "--run", str(copy)]) == 0
+    now = json.loads((copy / "metrics.json").read_text())
+    assert now["test"] == record["test"]
+    assert now["floors"]["test"]["tfidf"] == record["floors"]["test"]["tfidf"]
+    assert "same/mAP@10" not in now["floors"]["test"]["untrained"]  # that model is gone
+    assert set(now["intervals"]["test"]["untrained"]) == {"mAP@10", "mAR@10"}
+    assert (copy / "rankings" / "test-same.txt").is_file()
+
+
 def test_the_checkpoint_brings_its_whitening(run: Path) -> None:
     state = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     fitted = {name: bool(value) for name, value in state.items() if name.endswith(".fitted")}
