@@ -28,8 +28,9 @@ EM_INCH = FONT_PT / 72
 DPI = 150
 PALETTE = ("#cfe2f3", "#fde2c8", "#d5ecd0", "#f7d4d4", "#e4d9f2", "#e8dcd2", "#fadcee", "#f3f0c3", "#cdeef2", "#e6e6e6")
 REGULAR = ("400", "normal", "regular")
-_told: set[str] = set()  # letters without a font
 OTHER = "other"  # tags behind the most frequent ones share the last colour
+
+_told: set[str] = set()  # letters that were said to have no font
 
 
 class Edge(NamedTuple):

@@ -28,7 +28,7 @@ class Outcome(NamedTuple):
 
 # What an evaluation cannot know and takes over from the record of the training, and what was timed on its `hardware`.
 FROM_TRAINING = ("command", "steps", "train_seconds", "skipped", "git", "hardware", "config_hash", "run_id")
-TIMED = ("samples_per_second", "throughput", "embedding_ms_per_item")
+TIMED = ("samples_per_second", "throughput", "embedding_ms_per_item", "same_seconds")
 
 
 def assemble(outcome: Outcome, training: dict[str, Any]) -> dict[str, Any]:
@@ -58,6 +58,7 @@ def assemble(outcome: Outcome, training: dict[str, Any]) -> dict[str, Any]:
         "samples_per_second": None,
         "throughput": {},
         "embedding_ms_per_item": results["test"].embedding_ms_per_item,
+        "same_seconds": round(results["test"].same.seconds, 3) if results["test"].same else None,
         "skipped": {f"build/{reason}": n for reason, n in composition.data.skipped().items()},
     }
     record |= {key: training[key] for key in (*FROM_TRAINING, *TIMED) if key in training}
@@ -110,7 +111,7 @@ def _add_same_product(record: dict[str, Any], outcome: Outcome, training: dict[s
     if same is None:
         return
     queries = same.ranking.query_ids
-    record["same"] = {"queries": len(queries), "left_out": same.left_out, "seconds": round(same.seconds, 3)}
+    record["same"] = {"queries": len(queries), "left_out": same.left_out}
     gallery = outcome.engine.data.eval_splits("test")[1]
     floors, floor_scores = same_product_floors(outcome.engine.data, gallery, queries, CUT_OFFS)
     for name, metrics in floors.items():

@@ -73,6 +73,7 @@ def test_the_identical_product_has_its_numbers_and_floors(run: Path, record: dic
     prefixes = ("", "image/", "text/", "textbook/")
     for split in ("val", "test"):
         assert {prefix + key for prefix in prefixes for key in keys} <= set(record[split])
+    assert record["same_seconds"] > 0
     assert record["same"]["queries"] + record["same"]["left_out"] == 72
     for floor in ("random", "tfidf", "untrained"):
         assert keys <= set(record["floors"]["test"][floor])
