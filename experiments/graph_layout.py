@@ -37,10 +37,12 @@ def place(
     blocks = []
     for group in groups:
         box_M2 = np.array([sizes[row] for row in group])
-        stretch = np.sqrt(len(group)) * (box_M2.mean(0) * [0.55, 1.5] + [0.3, 0.1])
+        part = graph.subgraph(group)
+        crowd = 1 + 0.2 * min(part.number_of_edges() / len(group), 4.0)  # many lines want room between the boxes
+        stretch = crowd * np.sqrt(len(group)) * (box_M2.mean(0) * [0.55, 1.5] + [0.3, 0.1])
         centre_M2 = np.zeros((len(group), 2))
         if len(group) > 1:
-            found = networkx.kamada_kawai_layout(graph.subgraph(group), weight=None)
+            found = networkx.kamada_kawai_layout(part, weight=None)
             centre_M2 = np.array([found[row] for row in group]) * stretch
         blocks.append(_apart(centre_M2, box_M2 + GAP))
     corners, page = _packed(blocks)

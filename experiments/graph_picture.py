@@ -209,7 +209,7 @@ def _drawn(
         for edge in edges:
             (x0, y0), (x1, y1) = centres[edge.first], centres[edge.second]
             strength = (edge.score - LEAST_SIMILARITY) / (1 - LEAST_SIMILARITY)
-            axes.plot([x0, x1], [y0, y1], color="#9a9a9a", linewidth=0.5 + 2.5 * min(strength, 1.0), zorder=1)
+            axes.plot([x0, x1], [y0, y1], color="#9a9a9a", linewidth=0.4 + 2.0 * min(strength, 1.0), zorder=1)
         for (x, y), text in _numbers(edges, centres, sizes):
             around = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
             about: Any = {"ha": "center", "va": "center_baseline", "color": "#444444", "zorder": 2, "bbox": around}

@@ -88,7 +88,7 @@ def test_a_line_is_as_wide_as_its_similarity() -> None:
     neighbours = Neighbours(torch.tensor([[1, 2], [0, -1], [0, -1]]), torch.tensor([[0.95, 0.6], [0.95, 0], [0.6, 0]]))
     svg = draw_graph(["a", "b", "c"], neighbours, kind="svg").decode()
     widths = [float(width) for width in re.findall(r"stroke: #9a9a9a; stroke-width: ([\d.]+)", svg)]
-    assert widths == pytest.approx([0.5 + 2.5 * 0.9, 0.5 + 2.5 * 0.2], abs=1e-3)
+    assert widths == pytest.approx([0.4 + 2.0 * 0.9, 0.4 + 2.0 * 0.2], abs=1e-3)
 
 
 def test_a_pair_that_one_side_lists_and_weak_or_missing_ones() -> None:
