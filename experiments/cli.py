@@ -103,6 +103,9 @@ def _score(words: list[str]) -> None:
     parser.add_argument("--queries", required=True, metavar="Q", help="official annotation file of the queries")
     parser.add_argument("--gallery", required=True, metavar="G", help="official annotation file of the gallery")
     parser.add_argument("--protocol", default="official", help="official, official-2022-04-20 or textbook")
+    parser.add_argument(
+        "--same", action="store_true", help="identical-product task: own ids leave their lists, same/mAP@1|5|10"
+    )
     parser.add_argument("--out", metavar="F", help="also write the JSON here")
     options = parser.parse(words)
     for name in ("ranking", "queries", "gallery"):
@@ -111,7 +114,8 @@ def _score(words: list[str]) -> None:
     from experiments.runs import write_text
     from retrieval.score import score_files
 
-    text = json.dumps(score_files(options.ranking, options.queries, options.gallery, options.protocol), indent=2)
+    files = options.ranking, options.queries, options.gallery
+    text = json.dumps(score_files(*files, options.protocol, options.same), indent=2)
     if options.out:
         write_text(Path(options.out), text + "\n")
     print(text)

@@ -37,6 +37,7 @@ VENDORS = {
     "sklearn": "the TF-IDF floor",
     "PIL": "pictures",
     "matplotlib": "report",
+    "networkx": "the picture of the entity graph",
     "jinja2": "report",
 }
 

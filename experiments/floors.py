@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from retrieval import Ranking, official_metrics, per_query_scores
+from retrieval import Ranking, official_metrics, per_query_scores, same_product_scores, without_own
 
 RANDOM_SEED = 0  # one fixed draw: the floor is the same number in every run on the same shards
 TFIDF_BLOCK = 256  # query rows compared at once: 40 MB against 40,000 gallery items
@@ -105,4 +105,30 @@ def caption_floors(
         for name, ranking in rankings.items()
         for key, score in per_query_scores(ranking, *labels, ks=tuple(ks)).scores.items()
     }
+    return metrics, per_query
+
+
+def same_product_floors(
+    data: Any, split: str, query_ids: np.ndarray, ks: Sequence[int]
+) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
+    """The same floors for the identical-product task: items of a split against all others of it.
+
+    Returns: Metrics by floor, as `same/mAP@10`, and per-query scores under `<floor>/same/<metric>`.
+    """
+    ids, labels, captions = np.asarray(data.ids(split)), data.labels(split), data.captions(split)
+    row_of = {item: row for row, item in enumerate(ids.tolist())}
+    rows = [row_of[query] for query in query_ids.tolist()]
+    depth = max(ks) + 1  # one of them may be the query itself
+    rankings = {
+        "random": random_ranking(query_ids, ids, depth),
+        "tfidf": tfidf_ranking([captions[row] for row in rows], captions, query_ids, ids, depth),
+    }
+    metrics: dict[str, dict[str, float]] = {}
+    per_query: dict[str, np.ndarray] = {}
+    for name, ranking in rankings.items():
+        others = without_own(ranking)
+        others = others._replace(index_QK=others.index_QK[:, : depth - 1], score_QK=others.score_QK[:, : depth - 1])
+        found = same_product_scores(others, [labels[row][:1] for row in rows], labels, ks)
+        metrics[name] = {f"same/{key}": mean for key, mean in found.means().items()}
+        per_query |= {f"{name}/same/{key}": score for key, score in found.scores.items()}
     return metrics, per_query

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments import machine, scoreboard
 from experiments.config import Composition, dump
-from experiments.runs import RunFolder, atomic, config_hash, git_state, write_json, write_text
+from experiments.graph_picture import write_graph
+from experiments.runs import SAME_FILE, RunFolder, atomic, config_hash, git_state, write_json, write_text
 
 SPLITS = ("val", "test")
 
@@ -26,11 +28,13 @@ class Outcome(NamedTuple):
 
 # What an evaluation cannot know and takes over from the record of the training, and what was timed on its `hardware`.
 FROM_TRAINING = ("command", "steps", "train_seconds", "skipped", "git", "hardware", "config_hash", "run_id")
-TIMED = ("samples_per_second", "throughput", "embedding_ms_per_item")
+TIMED = ("samples_per_second", "throughput", "embedding_ms_per_item", "same_seconds")
 
 
 def assemble(outcome: Outcome, training: dict[str, Any]) -> dict[str, Any]:
-    """The content of metrics.json; also writes rankings and per-query scores. Rank zero's numbers, any rank may call.
+    """The content of metrics.json; also writes rankings, per-query scores and the picture of the entity graph.
+
+    Rank zero's numbers, any rank may call.
 
     Args:
         training: What the training said about itself (`FROM_TRAINING`, floors of the untrained model); may be empty.
@@ -54,6 +58,7 @@ def assemble(outcome: Outcome, training: dict[str, Any]) -> dict[str, Any]:
         "samples_per_second": None,
         "throughput": {},
         "embedding_ms_per_item": results["test"].embedding_ms_per_item,
+        "same_seconds": round(results["test"].same.seconds, 3) if results["test"].same else None,
         "skipped": {f"build/{reason}": n for reason, n in composition.data.skipped().items()},
     }
     record |= {key: training[key] for key in (*FROM_TRAINING, *TIMED) if key in training}
@@ -68,12 +73,13 @@ def assemble(outcome: Outcome, training: dict[str, Any]) -> dict[str, Any]:
     if machine.rank() == 0:
         for split in SPLITS:
             _add_split(record, outcome, split, training)
+        _add_same_product(record, outcome, training)
+        write_graph(outcome.run.graph, engine.model, engine.data)
     return record
 
 
 def _add_split(record: dict[str, Any], outcome: Outcome, split: str, training: dict[str, Any]) -> None:
     from experiments.floors import caption_floors
-    from retrieval.official_lists import write_ranking
 
     result, folder = outcome.results[split], outcome.run.rankings
     floors, floor_scores = caption_floors(outcome.engine.data, split, outcome.engine.evaluation.ks)
@@ -90,11 +96,47 @@ def _add_split(record: dict[str, Any], outcome: Outcome, split: str, training: d
     record["floors"][split] = floors
     record["intervals"][split] = scoreboard.intervals(per_query)
 
+    _write_ranking(folder, split, result.ranking, per_query)
+
+
+def _add_same_product(record: dict[str, Any], outcome: Outcome, training: dict[str, Any]) -> None:
+    """The identical-product task of the test split; val's, in its curves, has the same gallery and so the same queries.
+
+    Floors and intervals stand beside those of the other task, lists and per-query scores in files of their own.
+    """
+    from experiments.floors import same_product_floors
+    from retrieval.same_product import CUT_OFFS
+
+    same, folder = outcome.results["test"].same, outcome.run.rankings
+    if same is None:
+        return
+    queries = same.ranking.query_ids
+    record["same"] = {"queries": len(queries), "left_out": same.left_out}
+    gallery = outcome.engine.data.eval_splits("test")[1]
+    floors, floor_scores = same_product_floors(outcome.engine.data, gallery, queries, CUT_OFFS)
+    for name, metrics in floors.items():
+        record["floors"]["test"][name] |= metrics
+    per_query = {**same.per_query, **floor_scores}
+    before = outcome.untrained["test"].same if outcome.untrained else None
+    if before is not None:
+        own = {key: score for key, score in before.per_query.items() if key.startswith("same/")}
+        per_query |= {f"untrained/{key}": score for key, score in own.items()}
+    elif "untrained" in training.get("floors", {}).get("test", {}):
+        per_query |= _stored_untrained(folder / f"{SAME_FILE}.npz", queries)
+    found = scoreboard.intervals(per_query, scoreboard.SAME_COLUMNS, scoreboard.SAME_SAMPLES)
+    for rival, of_metric in found.items():
+        record["intervals"]["test"].setdefault(rival, {}).update(of_metric)
+    _write_ranking(folder, SAME_FILE, same.ranking, per_query)
+
+
+def _write_ranking(folder: Path, name: str, ranking: Any, per_query: dict[str, Any]) -> None:
+    from retrieval.official_lists import write_ranking
+
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic(folder / f"{split}.txt") as temporary:
-        write_ranking(result.ranking, temporary)
-    with atomic(folder / f"{split}.npz") as temporary:
-        np.savez_compressed(temporary, query_ids=np.asarray(result.ranking.query_ids, dtype=str), **per_query)
+    with atomic(folder / f"{name}.txt") as temporary:
+        write_ranking(ranking, temporary)
+    with atomic(folder / f"{name}.npz") as temporary:
+        np.savez_compressed(temporary, query_ids=np.asarray(ranking.query_ids, dtype=str), **per_query)
 
 
 def _stored_untrained(file: Any, query_ids: np.ndarray) -> dict[str, np.ndarray]:

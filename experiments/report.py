@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from experiments.config import HOME
 from experiments.runs import RunFolder, open_run, read_metrics, write_text
-from experiments.scoreboard import COLUMNS, ROWS, value_of
+from experiments.scoreboard import COLUMNS, ROWS, SAME_COLUMNS, same_queries, value_of
 
 QUERIES_SHOWN = 10
 HITS_SHOWN = 5
@@ -38,9 +39,13 @@ def write_report(run: str | Path, out: str | None = None) -> Path:
     page = _template().render(
         record=record,
         columns=COLUMNS,
-        floors=_floor_rows(record),
+        floors=_floor_rows(record, COLUMNS),
+        same_columns=SAME_COLUMNS,
+        same_floors=_floor_rows(record, SAME_COLUMNS),
+        same_queries=same_queries(record) if record.get("same") else "",
         cutoffs=_cutoffs(record),
         curves=_curves(folder),
+        graph=_graph(folder),
         queries=queries,
         problem=problem,
         environment=_environment(record),
@@ -59,11 +64,11 @@ def _template() -> Any:
     return environment.get_template("report.html.j2")
 
 
-def _floor_rows(record: dict[str, Any]) -> list[dict[str, Any]]:
+def _floor_rows(record: dict[str, Any], columns: Sequence[str]) -> list[dict[str, Any]]:
     rows = []
     for label, prefix in ROWS.items():
         cells = []
-        for column in COLUMNS:
+        for column in columns:
             value = value_of(record, "test", prefix, column)
             interval = record.get("intervals", {}).get("test", {}).get(prefix.rstrip("/"), {}).get(column)
             cells += ["–" if value is None else f"{value:.4f}"]
@@ -123,6 +128,15 @@ def _drawing(title: str, series: dict[str, list[tuple[float, float]]]) -> str:
         pyplot.close(figure)
     text = buffer.getvalue()
     return text[text.index("<svg") :]
+
+
+def _graph(folder: RunFolder) -> str:
+    """The picture of the entity graph as a data url, "" where there is none.
+
+    As a picture, not as markup of the page: the names in it come from strangers.
+    """
+    file = folder.graph.with_suffix(".svg")
+    return "data:image/svg+xml;base64," + base64.b64encode(file.read_bytes()).decode() if file.is_file() else ""
 
 
 def _queries(folder: RunFolder, record: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:

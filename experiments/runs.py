@@ -42,6 +42,7 @@ TRAINER_KEYS = (
     "gradient_clip_algorithm",
 )
 NOT_IDENTITY = {"data": {"folder", "num_workers", "pin_memory", "eval_batch_size"}, "evaluation": {"backend"}}
+SAME_FILE = "test-same"  # lists and per-query scores of the identical-product task, among a run's rankings
 
 
 class RunFolder(NamedTuple):
@@ -76,6 +77,11 @@ class RunFolder(NamedTuple):
     @property
     def rankings(self) -> Path:
         return self.root / "rankings"
+
+    @property
+    def graph(self) -> Path:
+        """Without its ending: the picture is there as .png and .svg."""
+        return self.root / "graph"
 
     @property
     def log(self) -> Path:

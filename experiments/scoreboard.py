@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,15 +21,19 @@ ROWS = {
     "random order": "random/",
 }
 COLUMNS = ("mAP@10", "mAR@10")
+SAME_COLUMNS = ("same/mAP@10", "same/Prec@10")  # of the identical-product task, which has no mAR
+SAME_SAMPLES = 2000  # resamples per interval of that task: its queries are the whole gallery
 
 
-def intervals(per_query: dict[str, np.ndarray]) -> dict[str, dict[str, list[float]]]:
+def intervals(
+    per_query: dict[str, np.ndarray], columns: Sequence[str] = COLUMNS, samples: int = 10_000
+) -> dict[str, dict[str, list[float]]]:
     """95 % intervals over queries of product minus each rival: {rival: {metric: [mean, low, high]}}."""
     found: dict[str, dict[str, list[float]]] = {}
     for prefix in list(ROWS.values())[1:]:
-        for column in COLUMNS:
+        for column in columns:
             if column in per_query and prefix + column in per_query:
-                low_high = paired_bootstrap(per_query[column], per_query[prefix + column])
+                low_high = paired_bootstrap(per_query[column], per_query[prefix + column], samples)
                 found.setdefault(prefix.rstrip("/"), {})[column] = [float(v) for v in low_high[:3]]
     return found
 
@@ -42,19 +47,36 @@ def value_of(record: dict[str, Any], split: str, prefix: str, column: str) -> fl
 
 
 def render(record: dict[str, Any], split: str = "test") -> str:
-    """The table of one run and split as text, for terminal and log."""
+    """The tables of one run and split as text, for terminal and log."""
+    lines = [_table(record, split, f"{record['run_id']} · {split}", COLUMNS)]
+    unscorable = record.get("unscorable_val" if split == "val" else "unscorable", 0)
+    if unscorable:
+        lines.append(f"{unscorable} queries have a label without gallery items and count as 0")
+    if record.get("same") and split == "test":
+        lines.append(_table(record, split, f"the identical product: {same_queries(record)}", SAME_COLUMNS))
+    return "\n".join(lines)
+
+
+def same_queries(record: dict[str, Any]) -> str:
+    """Who the queries of the identical-product task are."""
+    about = record["same"]
+    left_out = f", {about['left_out']} without one are left out" if about["left_out"] else ""
+    return f"{about['queries']} gallery items with another of their label{left_out}"
+
+
+def _table(record: dict[str, Any], split: str, title: str, columns: Sequence[str]) -> str:
     from rich.console import Console
     from rich.table import Table
 
     features = record.get("features", {})
-    table = Table(title=f"{record['run_id']} · {split}", title_justify="left")
+    table = Table(title=title, title_justify="left")
     table.add_column("")
-    for column in COLUMNS:
+    for column in columns:
         table.add_column(column, justify="right")
         table.add_column("product − this  [95 %]", justify="right")
     for row, prefix in ROWS.items():
         cells = []
-        for column in COLUMNS:
+        for column in columns:
             value = value_of(record, split, prefix, column)
             cells.append("–" if value is None else f"{value:.4f}")
             low_high = record.get("intervals", {}).get(split, {}).get(prefix.rstrip("/"), {}).get(column)
@@ -65,8 +87,4 @@ def render(record: dict[str, Any], split: str = "test") -> str:
             table.add_row(label, *cells)
     buffer = io.StringIO()
     Console(file=buffer, width=118).print(table)
-    lines = [buffer.getvalue().rstrip()]
-    unscorable = record.get("unscorable_val" if split == "val" else "unscorable", 0)
-    if unscorable:
-        lines.append(f"{unscorable} queries have a label without gallery items and count as 0")
-    return "\n".join(lines)
+    return buffer.getvalue().rstrip()

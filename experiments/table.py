@@ -13,17 +13,19 @@ A table's file (experiments/ablations/<name>.yaml) names rows, and what they hav
 With `base: <label>` the rows are also compared with one of them, paired by seed and query. The comparison gets further
 columns by `costs: true` (parameters, time to train, time to embed), and per row by `own_feature: <candidate>` (the
 paper's own retrieval feature) and `published: {mAP@10: 0.5}`, which wants a `published_source`. `blocks: false` leaves
-out the rows' own blocks and shows the base row's floors in the comparison instead.
+out the rows' own blocks and shows the base row's floors in the comparison instead. `columns: [mAP@10, same/mAP@10]`
+chooses the metrics, also of the identical-product task.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.errors import UsageError
 from experiments.runs import git_state
-from experiments.scoreboard import COLUMNS, ROWS
+from experiments.scoreboard import ROWS
 from experiments.table_cells import NOTHING, SPLIT, against_own, metric
 from experiments.table_comparison import comparison, head
 from experiments.table_rows import Row, group_runs, read_plan
@@ -42,19 +44,19 @@ def make_table(runs: list[Path], table: str | None, command: str) -> str:
     if plan.base:
         parts.append(comparison(plan))
     if plan.blocks:
-        parts += [_block(row) for row in plan.rows]
+        parts += [_block(row, plan.columns) for row in plan.rows]
     return "\n".join([*parts, _origin(plan.rows, command)])
 
 
-def _block(row: Row) -> str:
+def _block(row: Row, columns: Sequence[str]) -> str:
     """One configuration beside its floors: mean ± std over seeds and the paired interval over seeds × queries."""
     if not row.records:
         return f"{head(row)}\n"
-    lines = [head(row), "", "| | " + " | ".join(f"{column} | product − this [95 %]" for column in COLUMNS) + " |"]
-    lines.append("|---|" + "---:|---:|" * len(COLUMNS))
+    lines = [head(row), "", "| | " + " | ".join(f"{column} | product − this [95 %]" for column in columns) + " |"]
+    lines.append("|---|" + "---:|---:|" * len(columns))
     for label, prefix in ROWS.items():
         cells = []
-        for column in COLUMNS:
+        for column in columns:
             cells.append(metric(row, prefix, column))
             cells.append(against_own(row, prefix, column) if prefix else "")
         if any(cell not in (NOTHING, "") for cell in cells):

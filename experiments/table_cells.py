@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.runs import RunFolder
+from experiments.runs import SAME_FILE, RunFolder
 from experiments.scoreboard import value_of
 from experiments.table_rows import Row
 from retrieval.significance import paired_bootstrap
@@ -73,7 +73,8 @@ def _run_of(row: Row, seed: int) -> RunFolder:
 
 def _scores(run: RunFolder, measure: str) -> Scores | None:
     """Query ids in order, and their scores."""
-    file = run.rankings / f"{SPLIT}.npz"
+    name = SAME_FILE if "same/" in measure else SPLIT  # the tasks have different queries
+    file = run.rankings / f"{name}.npz"
     if not file.is_file():
         return None
     with np.load(file, allow_pickle=False) as stored:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from experiments.scoreboard import COLUMNS, ROWS, value_of
+from experiments.scoreboard import ROWS, value_of
 from experiments.table_cells import NOTHING, SPLIT, against_base, against_own, mean_std, metric
 from experiments.table_rows import Plan, Row
 
@@ -28,7 +28,7 @@ def comparison(plan: Plan) -> str:
     base = plan.base
     assert base is not None
     columns = [Column("n", lambda row: str(len(row.records)), lambda prefix: str(len(base.records)))]
-    columns += _measures(plan.rows, base) + _published(plan.rows)
+    columns += _measures(plan, base) + _published(plan.rows)
     if plan.costs:
         columns += _costs()
     lines = ["| | " + " | ".join(column.head for column in columns) + " |", "|---|" + "---:|" * len(columns)]
@@ -40,19 +40,22 @@ def comparison(plan: Plan) -> str:
     return "\n".join(lines + _notes(plan)) + "\n"
 
 
-def _measures(rows: list[Row], base: Row) -> list[Column]:
+def _measures(plan: Plan, base: Row) -> list[Column]:
     """Each metric by each kind of feature, beside its difference from the base row."""
     kinds = dict(COMPARED)
     for name, prefix in WHERE_PRESENT.items():
-        if any(value_of(record, SPLIT, prefix, COLUMNS[0]) is not None for row in rows for record in row.records):
+        if any(
+            value_of(record, SPLIT, prefix, plan.columns[0]) is not None for row in plan.rows for record in row.records
+        ):
             kinds[name] = prefix
     columns = []
     for name, prefix in kinds.items():
-        for column in COLUMNS:
+        for column in plan.columns:
             columns.append(Column(f"{name} {column}".strip(), *_values(base, prefix + column)))
             columns.append(Column(f"{base.label} − this [95 %]", *_differences(base, prefix, column)))
-        if not name and any(row.own_feature for row in rows):
-            columns += [Column(f"own feature {column}", *_by_own_feature(base, column)) for column in COLUMNS]
+        if not name and any(row.own_feature for row in plan.rows):
+            one_task = [column for column in plan.columns if "/" not in column]  # candidates are not tried in others
+            columns += [Column(f"own feature {column}", *_by_own_feature(base, column)) for column in one_task]
     return columns
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,8 +11,23 @@ import yaml
 from experiments.config import HOME, Loader, compose
 from experiments.errors import UsageError, nearest
 from experiments.runs import RunFolder, open_run, read_metrics, run_folder
+from experiments.scoreboard import COLUMNS
 
-KEYS = ("title", "experiment", "data", "scale", "seeds", "base", "rows", "published_source", "costs", "blocks")
+KEYS = (
+    "title",
+    "experiment",
+    "data",
+    "scale",
+    "seeds",
+    "base",
+    "rows",
+    "published_source",
+    "costs",
+    "blocks",
+    "columns",
+)
+# mAR there is none of in the identical-product task, which has cut-offs of its own.
+COLUMN = re.compile(r"(mAP|mAR|Prec)@[1-9]\d*|same/(mAP|Prec)@(1|5|10)")
 ROW_KEYS = ("label", "experiment", "data", "scale", "seeds", "set", "published", "own_feature")
 
 
@@ -35,6 +51,7 @@ class Plan(NamedTuple):
     published_source: str | None = None
     costs: bool = False
     blocks: bool = True  # each row also beside its own floors
+    columns: tuple[str, ...] = COLUMNS  # metrics shown
 
 
 def group_runs(paths: list[Path]) -> Plan:
@@ -72,6 +89,7 @@ def read_plan(name: str) -> Plan:
         content.get("published_source"),
         bool(content.get("costs", False)),
         bool(content.get("blocks", True)),
+        tuple(content.get("columns", COLUMNS)),
     )
 
 
@@ -84,6 +102,7 @@ def read_file(file: Path) -> dict[str, Any]:
         if "label" not in entry:
             raise UsageError(f"{file}: a row has no label: {entry}")
         _check_published(entry, content, file)
+    _check_columns(content.get("columns", list(COLUMNS)), file)
     labels, base = [str(entry["label"]) for entry in content.get("rows") or []], content.get("base")
     if not labels:
         raise UsageError(f"{file}: rows: wants at least one row")
@@ -103,6 +122,16 @@ def _check_keys(content: Any, known: tuple[str, ...], file: Path) -> None:
     for key in content:
         if key not in known:
             raise UsageError(f"{file}: unknown key {key}: {nearest(str(key), known)}")
+
+
+def _check_columns(columns: Any, file: Path) -> None:
+    """A misspelt metric would be a column of dashes, which reads as missing runs."""
+    wanted = "a list of metrics such as mAP@10, mAR@10 or same/mAP@10"
+    if not isinstance(columns, list) or not columns or len(set(map(str, columns))) < len(columns):
+        raise UsageError(f"{file}: columns: expected {wanted}, each once; got {columns!r}")
+    for column in columns:
+        if not COLUMN.fullmatch(str(column)):
+            raise UsageError(f"{file}: columns: {column!r} is no metric: expected {wanted}")
 
 
 def _check_published(entry: dict[str, Any], content: dict[str, Any], file: Path) -> None:

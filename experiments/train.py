@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from experiments import machine, wandb_logger
+from experiments import machine, scoreboard, wandb_logger
 from experiments.config import Composition
 from experiments.engine import Engine, build
 from experiments.evaluate import measure
@@ -40,7 +40,7 @@ def train(composition: Composition, run: RunFolder, command: str) -> dict[str, A
     record = _record(composition, run, engine, command, untrained, best)
     if machine.rank() == 0:
         write_results(run, record)
-        _to_loggers(engine, record)
+        _to_loggers(engine, run, record)
     return record
 
 
@@ -104,12 +104,14 @@ def _record(
     return assemble(Outcome(run, composition, engine, command, results, untrained), about)
 
 
-def _to_loggers(engine: Engine, record: dict[str, Any]) -> None:
+def _to_loggers(engine: Engine, run: RunFolder, record: dict[str, Any]) -> None:
     """Final test numbers and a look at some queries; the run is safe on disk by now."""
     final = {f"test/{key}": value for key, value in record["test"].items()}
     for floor, metrics in record["floors"]["test"].items():
-        final |= {f"test/floor/{floor}/{key}": metrics[key] for key in ("mAP@10", "mAR@10")}
+        shown = [*scoreboard.COLUMNS, *(key for key in scoreboard.SAME_COLUMNS if key in metrics)]
+        final |= {f"test/floor/{floor}/{key}": metrics[key] for key in shown}
     for logger in engine.trainer.loggers:
         logger.log_metrics(final, step=record["steps"])
     wandb_logger.show_hits(engine.trainer.loggers, engine.data, engine.evaluation.results["test"])
+    wandb_logger.show_graph(engine.trainer.loggers, run)
     wandb_logger.close(engine.trainer.loggers)

@@ -73,6 +73,18 @@ def show_hits(loggers: Sequence[Any], data: Any, result: Any) -> None:
             say(f"W&B has no table of hits: {_first_line(problem)}")
 
 
+def show_graph(loggers: Sequence[Any], run: RunFolder) -> None:
+    """Log the picture of the entity graph, where the run has one."""
+    picture = run.graph.with_suffix(".png")
+    for experiment in _experiments(loggers) if picture.is_file() else []:
+        try:
+            import wandb
+
+            experiment.log({"test/graph": wandb.Image(str(picture))})
+        except Exception as problem:
+            say(f"W&B has no picture of the entity graph: {_first_line(problem)}")
+
+
 def close(loggers: Sequence[Any]) -> None:
     """Finish the W&B run, so that a next run in this process does not write into it."""
     for experiment in _experiments(loggers):

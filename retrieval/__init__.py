@@ -12,13 +12,7 @@ if TYPE_CHECKING:
     from retrieval.errors import RetrievalError
     from retrieval.false_negatives import false_negatives_per_batch
     from retrieval.merge import merge_rankings
-    from retrieval.metrics import (
-        QueryScores,
-        official_metrics,
-        per_query_scores,
-        same_product_metrics,
-        textbook_metrics,
-    )
+    from retrieval.metrics import QueryScores, official_metrics, per_query_scores, textbook_metrics
     from retrieval.official_lists import (
         Annotations,
         read_annotations,
@@ -28,6 +22,12 @@ if TYPE_CHECKING:
     )
     from retrieval.ranking import NO_ITEM, UNKNOWN_ITEM, Ranking
     from retrieval.reorder import reorder_top
+    from retrieval.same_product import (
+        same_product_metrics,
+        same_product_rows,
+        same_product_scores,
+        without_own,
+    )
     from retrieval.score import score_files
     from retrieval.search import rank
     from retrieval.significance import Interval, paired_bootstrap
@@ -39,7 +39,6 @@ _HOME = {
     "QueryScores": "metrics",
     "official_metrics": "metrics",
     "per_query_scores": "metrics",
-    "same_product_metrics": "metrics",
     "textbook_metrics": "metrics",
     "Annotations": "official_lists",
     "read_annotations": "official_lists",
@@ -50,6 +49,10 @@ _HOME = {
     "UNKNOWN_ITEM": "ranking",
     "Ranking": "ranking",
     "reorder_top": "reorder",
+    "same_product_metrics": "same_product",
+    "same_product_rows": "same_product",
+    "same_product_scores": "same_product",
+    "without_own": "same_product",
     "score_files": "score",
     "rank": "search",
     "Interval": "significance",
@@ -74,8 +77,11 @@ __all__ = [
     "read_ranking",
     "reorder_top",
     "same_product_metrics",
+    "same_product_rows",
+    "same_product_scores",
     "score_files",
     "textbook_metrics",
+    "without_own",
     "write_annotations",
     "write_ranking",
 ]

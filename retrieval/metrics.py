@@ -80,18 +80,6 @@ def textbook_metrics(
     return per_query_scores(ranking, query_labels, gallery_labels, ks, "textbook").means()
 
 
-def same_product_metrics(
-    ranking: Ranking, query_labels: Labels, gallery_labels: Labels, ks: Sequence[int] = (1, 5, 10)
-) -> dict[str, float]:
-    """Identical-product task (single against single, price comparison): "mAP@N" and "Prec@N" of the official kind.
-
-    `ranking` comes from `rank(..., exclude_self=True)`. The query's own item is gone from its list but still among
-    its positives, as in the official script, so k can be one too large. There is no mAR in this task.
-    """
-    means = official_metrics(ranking, query_labels, gallery_labels, ks)
-    return {key: mean for key, mean in means.items() if not key.startswith("mAR")}
-
-
 def per_query_scores(
     ranking: Ranking,
     query_labels: Labels,
@@ -105,15 +93,24 @@ def per_query_scores(
 
     Raises: RetrievalError on an unknown protocol, no queries, or labels that do not fit the ranking.
     """
+    check_request(ranking, ks, protocol)
+    return scores_of(relevance(ranking, query_labels, gallery_labels), ranking.index_QK, ks, protocol)
+
+
+def check_request(ranking: Ranking, ks: Sequence[int], protocol: str) -> None:
+    """Raise RetrievalError on an unknown protocol, no queries, or cut-offs that are none."""
     if protocol not in PROTOCOLS:
         raise RetrievalError(f"unknown protocol {protocol!r}: choose one of {', '.join(PROTOCOLS)}")
     if not len(ranking.query_ids):
         raise RetrievalError("there are no queries to score")
     if not ks or min(ks) < 1:
         raise RetrievalError(f"cut-offs must be positive whole numbers; got ks={tuple(ks)}")
-    seen = relevance(ranking, query_labels, gallery_labels)
+
+
+def scores_of(seen: Relevance, index_QK: np.ndarray, ks: Sequence[int], protocol: str) -> QueryScores:
+    """Scores of a ranking that has been looked up among the labels."""
     if protocol == "textbook":
-        seen = _without_repeats(seen, ranking.index_QK)
+        seen = _without_repeats(seen, index_QK)
     scores: dict[str, np.ndarray] = {}
     for num_ranks in ks:
         if protocol == "textbook":

@@ -76,6 +76,16 @@ def as_ids(ids: Sequence[str] | np.ndarray) -> np.ndarray:
     return array if array.dtype.kind == "U" else array.astype(str)
 
 
+def own_rows(query_ids: np.ndarray, gallery_ids: np.ndarray) -> np.ndarray:
+    """Gallery row with the query's own id (int64 Q), UNKNOWN_ITEM where there is none."""
+    if not len(gallery_ids):
+        return np.full(len(query_ids), np.int64(UNKNOWN_ITEM))
+    by_id_N = np.argsort(gallery_ids, kind="stable")
+    place_Q = np.minimum(np.searchsorted(gallery_ids[by_id_N], query_ids), len(gallery_ids) - 1)
+    found_Q = by_id_N[place_Q]
+    return np.where(gallery_ids[found_Q] == query_ids, found_Q, np.int64(UNKNOWN_ITEM))
+
+
 def check_unique(ids: np.ndarray, what: str) -> None:
     """Identity is the item id: the same id twice would give one item two embeddings."""
     order = np.argsort(ids)

@@ -10,12 +10,13 @@ from retrieval.errors import RetrievalError
 from retrieval.metrics import PROTOCOLS, per_query_scores
 from retrieval.official_lists import read_annotations, read_ranking
 from retrieval.ranking import UNKNOWN_ITEM
+from retrieval.same_product import same_product_scores
 
 CUT_OFFS = (10, 50, 100)
 
 
 def score_files(
-    ranking: str | Path, queries: str | Path, gallery: str | Path, protocol: str = "official"
+    ranking: str | Path, queries: str | Path, gallery: str | Path, protocol: str = "official", same: bool = False
 ) -> dict[str, str | int | float]:
     """Score an official ranking file.
 
@@ -25,10 +26,13 @@ def score_files(
     Args:
         ranking: ranking file. queries, gallery: annotation files with labels.
         protocol: "official", "official-2022-04-20" or "textbook".
+        same: the list is of the identical-product task: single against single, where a query is itself an item of the
+            gallery (`queries` may be the gallery's own file), its own id leaves its list, and a query without another
+            item of its label cannot be scored.
 
     Returns: "protocol", "queries" (lines scored), "unscorable", "missing" (queries without a line), "unknown_queries"
         and "unknown_items" (ids that the annotation files do not have), then "mAP@N", "mAR@N", "Prec@N" for N = 10,
-        50, 100 as fractions.
+        50, 100 as fractions; with `same` "same/mAP@N" and "same/Prec@N" for N = 1, 5, 10.
 
     Raises: RetrievalError on an unknown protocol, an unreadable file (see `official_lists`), a gallery without labels,
         or files that share no query or no item.
@@ -48,7 +52,11 @@ def score_files(
     if found.index_QK.size and not (found.index_QK >= 0).any():
         raise RetrievalError(f"{ranking}: no item of it is in {gallery}; give the annotation file of this gallery")
     query_labels = [labels_of.get(query, ()) for query in found.query_ids.tolist()]
-    scored = per_query_scores(found, query_labels, gallery_list.labels, CUT_OFFS, protocol)
+    if same:
+        scored = same_product_scores(found, query_labels, gallery_list.labels, protocol=protocol)
+    else:
+        scored = per_query_scores(found, query_labels, gallery_list.labels, CUT_OFFS, protocol)
+    prefix = "same/" if same else ""
     return {
         "protocol": protocol,
         "queries": len(known),
@@ -56,5 +64,5 @@ def score_files(
         "missing": len(labels_of) - sum(known),
         "unknown_queries": len(known) - sum(known),
         "unknown_items": int(np.count_nonzero(found.index_QK == UNKNOWN_ITEM)),
-        **scored.means(),
+        **{f"{prefix}{key}": mean for key, mean in scored.means().items()},
     }

@@ -16,7 +16,7 @@ import numpy as np
 from retrieval.errors import RetrievalError
 from retrieval.order import LAST, id_ranks, pack, unpack
 from retrieval.pair_scores import full_precision, pair_scores
-from retrieval.ranking import NO_ITEM, Ranking, as_ids, check_unique
+from retrieval.ranking import NO_ITEM, UNKNOWN_ITEM, Ranking, as_ids, check_unique, own_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,7 +83,7 @@ def _rank(
     num_queries, num_items = len(query_ids), len(gallery_ids)
     error_Q = _error_bounds(query_QD, gallery_ND, query_ids, gallery_ids, backend)
     ranks_N = id_ranks(gallery_ids)
-    own_Q = _own_rows(query_ids, gallery_ids, ranks_N) if exclude_self else np.full(num_queries, -2)
+    own_Q = own_rows(query_ids, gallery_ids) if exclude_self else np.full(num_queries, UNKNOWN_ITEM)
     kept = min(k, num_items)
     proposed = min(k + MARGIN + exclude_self, num_items)
 
@@ -235,13 +235,6 @@ def _norms(rows: Tensor, ids: np.ndarray, what: str) -> np.ndarray:
             "look for a diverged training or a bad input"
         )
     return norm
-
-
-def _own_rows(query_ids: np.ndarray, gallery_ids: np.ndarray, ranks_N: np.ndarray) -> np.ndarray:
-    """Gallery row with the query's own id, -2 where there is none."""
-    by_id_N = np.argsort(ranks_N)
-    place_Q = np.minimum(np.searchsorted(gallery_ids[by_id_N], query_ids), len(gallery_ids) - 1)
-    return np.where(gallery_ids[by_id_N][place_Q] == query_ids, by_id_N[place_Q], -2)
 
 
 def _matrix(rows: Any, ids: np.ndarray, what: str) -> Tensor:

@@ -7,23 +7,16 @@ from typing import Any, NamedTuple
 
 import lightning
 import numpy as np
-import torch
 from lightning.pytorch.callbacks import Callback
 
-from lightning_modules.embedding_store import EmbeddingStore, gather_uneven
+from lightning_modules.embedding_store import EmbeddingStore
 from lightning_modules.errors import ModelError
 from lightning_modules.reranking import Reranked, check_matching_head, rerank
 from lightning_modules.retrieval_module import RetrievalModule
+from lightning_modules.same_product import SameProduct, rank_same_product
+from lightning_modules.split_search import SplitSearch
 from lightning_modules.stopwatch import Stopwatch
-from retrieval import (
-    Ranking,
-    false_negatives_per_batch,
-    merge_rankings,
-    official_metrics,
-    per_query_scores,
-    rank,
-    textbook_metrics,
-)
+from retrieval import Ranking, false_negatives_per_batch, official_metrics, per_query_scores, textbook_metrics
 
 # Metrics "image->text" and "text->image", for models with both; by the first vector of each modality, which is trained
 # to be comparable.
@@ -40,14 +33,13 @@ class SplitResult(NamedTuple):
     features: dict[str, str]  # role (product, image, text) -> the vector that served as it
     embedding_ms_per_item: float | None  # of this rank's `encode`, loading not counted; None: it had no items
     reranked: Reranked | None = None  # by the matching head, where asked for
+    same: SameProduct | None = None  # the identical-product task, where asked for and two items share a label
 
 
 class RetrievalEvaluation(Callback):
     """Embeds queries and gallery on all ranks, ranks exactly, and logs the same metrics on every rank.
 
-    Gallery embeddings stay on their rank: the queries are exchanged, each rank ranks them against its part, and the
-    top-k lists are merged. Everything is keyed by the row of the split's id table, so duplicates from padding vanish
-    and a missing item raises.
+    Everything is keyed by the row of the split's id table, so duplicates from padding vanish and a missing item raises.
 
     Args:
         ks: Cut-offs of the official metrics.
@@ -56,6 +48,8 @@ class RetrievalEvaluation(Callback):
         backend: Of `retrieval.rank`.
         rerank: In the test split, also put the first items of each list, so many, in the order of the model's matching
             head (`rerank/…`), which has to read each pair of query and item; 0 = do not.
+        same: Also the identical-product task (`same/…`): each gallery item that has another of its label against the
+            gallery without itself, by the vectors of the multi-product task. It searches N × N pairs for each role.
     """
 
     def __init__(
@@ -65,12 +59,14 @@ class RetrievalEvaluation(Callback):
         all_features: bool = True,
         backend: str = "torch",
         rerank: int = 0,
+        same: bool = True,
     ) -> None:
         self.ks = tuple(ks)
         self.depth = max(depth, *self.ks)
         if not 0 <= rerank <= self.depth:
             raise ModelError(f"evaluation.rerank={rerank} must be between 0 (off) and evaluation.depth={self.depth}")
         self.rerank = rerank
+        self.same = same
         self.all_features = all_features
         self.backend = backend
         self.results: dict[str, SplitResult] = {}
@@ -137,7 +133,7 @@ class RetrievalEvaluation(Callback):
     def _evaluate(self, trainer: lightning.Trainer, model: Any, split: str) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         query_split, gallery_split = data.eval_splits(split)
-        search = _Search(
+        search = SplitSearch(
             self._stores[0],
             self._stores[1],
             data.ids(query_split),
@@ -190,8 +186,10 @@ class RetrievalEvaluation(Callback):
             found = per_query_scores(reranked.ranking, *labels, ks=self.ks)
             metrics |= _prefixed("rerank", found.means())
             per_query |= _prefixed("rerank", found.scores)
+        same = rank_same_product(search, labels[1], chosen) if self.same else None
+        metrics |= same.metrics if same else {}
         ms_per_item = self._ms_per_item()
-        self.results[split] = SplitResult(metrics, ranking, per_query, unscorable, chosen, ms_per_item, reranked)
+        self.results[split] = SplitResult(metrics, ranking, per_query, unscorable, chosen, ms_per_item, reranked, same)
         # rank_zero_only stays False and every rank holds the same numbers: a monitored metric that only rank 0 knows
         # hangs checkpointing.
         model.log_dict({f"{split}/{name}": value for name, value in metrics.items()}, sync_dist=False)
@@ -200,49 +198,6 @@ class RetrievalEvaluation(Callback):
         if self._encoding is None or not self._encoded:
             return None
         return 1e3 * self._encoding.seconds() / self._encoded
-
-
-class _Search:
-    """Ranks the queries of all ranks against the gallery of all ranks, by any pair of features."""
-
-    def __init__(
-        self,
-        queries: EmbeddingStore,
-        gallery: EmbeddingStore,
-        query_ids: np.ndarray,
-        gallery_ids: np.ndarray,
-        device: torch.device,
-        depth: int,
-        backend: str,
-    ) -> None:
-        self.queries = queries
-        self.gallery = gallery
-        self.query_ids = query_ids
-        self.gallery_ids = gallery_ids
-        self.device = device
-        self.depth = depth
-        self.backend = backend
-
-    def zero_vectors(self, name: str) -> int:
-        """Queries and gallery items of all ranks whose embedding is exactly zero."""
-        local = sum((store.local(name)[1] == 0).all(-1).sum() for store in (self.queries, self.gallery))
-        return int(sum(part.sum() for part in gather_uneven(torch.as_tensor([local]).to(self.device))))
-
-    def __call__(self, query_name: str, gallery_name: str) -> Ranking:
-        query_QD = self.queries.everywhere(query_name, self.device)
-        rows_N, gallery_ND = self.gallery.local(gallery_name)
-        index_QK, score_QK = torch.zeros(len(query_QD), 0, dtype=torch.int64), torch.zeros(len(query_QD), 0)
-        if len(rows_N):  # with more ranks than gallery batches some rank has none
-            ids_N = self.gallery_ids[rows_N.numpy()]
-            part = rank(query_QD, gallery_ND, self.query_ids, ids_N, k=self.depth, backend=self.backend)
-            index_QK, score_QK = torch.from_numpy(part.index_QK), torch.from_numpy(part.score_QK)
-        lists = [gather_uneven(local.to(self.device)) for local in (rows_N, index_QK, score_QK)]
-        parts = [
-            Ranking(self.query_ids, self.gallery_ids[rows.cpu().numpy()], index.cpu().numpy(), score.cpu().numpy())
-            for rows, index, score in zip(*lists, strict=True)
-            if len(rows)
-        ]
-        return merge_rankings(parts, self.gallery_ids, self.depth)
 
 
 def _prefixed(prefix: str, values: dict[str, Any]) -> dict[str, Any]:

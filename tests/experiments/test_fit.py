@@ -50,7 +50,7 @@ def test_the_folder_is_complete(run: Path, record: dict) -> None:
     assert record["run_id"] == run.name
     assert run.name.startswith("capture-synthetic-0-")
     files = ["config.yaml", "log.txt", "history.jsonl", "checkpoints/best.ckpt", "checkpoints/last.ckpt"]
-    files += [f"rankings/{split}.{kind}" for split in ("val", "test") for kind in ("txt", "npz")]
+    files += [f"rankings/{split}.{kind}" for split in ("val", "test", "test-same") for kind in ("txt", "npz")]
     assert [file for file in files if not (run / file).is_file()] == []
     assert record["steps"] == 6
     assert 0 < record["embedding_ms_per_item"] < 1000
@@ -66,6 +66,40 @@ def test_both_splits_have_the_metrics_and_their_floors(record: dict) -> None:
         assert {"image/mAP@10", "text/mAP@10", "image->text/mAP@10"} <= set(record[split])
         assert set(record["floors"][split]) == {"random", "tfidf", "untrained"}
         assert set(record["intervals"][split]) == {"image", "text", "untrained", "tfidf", "random"}
+
+
+def test_the_identical_product_has_its_numbers_and_floors(run: Path, record: dict) -> None:
+    keys = {f"same/{name}@{k}" for name in ("mAP", "Prec") for k in (1, 5, 10)}
+    prefixes = ("", "image/", "text/", "textbook/")
+    for split in ("val", "test"):
+        assert {prefix + key for prefix in prefixes for key in keys} <= set(record[split])
+    assert record["same_seconds"] > 0
+    assert record["same"]["queries"] + record["same"]["left_out"] == 72
+    for floor in ("random", "tfidf", "untrained"):
+        assert keys <= set(record["floors"]["test"][floor])
+    with np.load(run / "rankings" / "test-same.npz") as stored:
+        assert len(stored["query_ids"]) == record["same"]["queries"]
+        for rival, of_metric in record["intervals"]["test"].items():
+            mean, low, high = of_metric["same/mAP@10"]
+            assert low <= mean <= high
+            difference = stored["same/mAP@10"].mean() - stored[f"{rival}/same/mAP@10"].mean()
+            assert mean == pytest.approx(difference)
+    log = (run / "log.txt").read_text()
+    assert f"the identical product: {record['same']['queries']} gallery items" in log
+    assert "same/Prec@10" in log
+
+
+def test_the_list_of_the_identical_product_scores_the_same_from_its_file(
+    run: Path, record: dict, shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gallery = str(shards / "annotations" / "gallery.txt")
+    words = ["--ranking", str(run / "rankings" / "test-same.txt"), "--queries", gallery, "--gallery", gallery]
+    assert main(["score", *words, "--same"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["missing"] == record["same"]["left_out"]
+    assert answer["unscorable"] == 0
+    for key in (key for key in answer if key.startswith("same/")):
+        assert answer[key] == pytest.approx(record["test"][key])
 
 
 def test_an_interval_is_around_its_difference(record: dict) -> None:
@@ -139,6 +173,29 @@ def test_eval_equals_training_to_the_last_digit(run: Path, record: dict, capsys:
     assert again["floors"] == record["floors"]
     assert again["intervals"] == record["intervals"]
     assert {key: again[key] for key in CONTRACT_KEYS} == {key: record[key] for key in CONTRACT_KEYS}
+
+
+def test_a_run_recorded_without_the_identical_product_is_evaluated_with_it(
+    run: Path, record: dict, tmp_path: Path
+) -> None:
+    copy = tmp_path / run.name
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("wandb", "test-same.*"))
+    old = json.loads((copy / "metrics.json").read_text())
+    del old["same"]
+    for numbers in (old["val"], old["test"], *old["floors"]["test"].values()):
+        for key in [key for key in numbers if "same/" in key]:
+            del numbers[key]
+    (copy / "metrics.json").write_text(json.dumps(old))
+    config = (copy / "config.yaml").read_text()
+    assert "  same: true\n" in config
+    (copy / "config.yaml").write_text(config.replace("  same: true\n", ""))
+    assert main(["eval", "--run", str(copy)]) == 0
+    now = json.loads((copy / "metrics.json").read_text())
+    assert now["test"] == record["test"]
+    assert now["floors"]["test"]["tfidf"] == record["floors"]["test"]["tfidf"]
+    assert "same/mAP@10" not in now["floors"]["test"]["untrained"]  # that model is gone
+    assert set(now["intervals"]["test"]["untrained"]) == {"mAP@10", "mAR@10"}
+    assert (copy / "rankings" / "test-same.txt").is_file()
 
 
 def test_the_checkpoint_brings_its_whitening(run: Path) -> None:

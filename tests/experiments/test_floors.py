@@ -66,3 +66,31 @@ def test_a_random_order_is_fixed_and_without_repeats() -> None:
 )
 def test_script_is_told_by_the_majority_of_letters(captions: list[str], expected: bool) -> None:
     assert floors.mostly_cjk(captions) is expected
+
+
+class Shelf:
+    """A gallery of four items; the second of its label is nearly a copy."""
+
+    def ids(self, split: str) -> np.ndarray:
+        return GALLERY
+
+    def labels(self, split: str) -> list[tuple[str, ...]]:
+        return [("scarf",), ("scarf", "tie"), ("tie",), ("tie",)]
+
+    def captions(self, split: str) -> list[str]:
+        return ["red silk scarf", "red silk scarf", "blue tie", "red silk tie"]
+
+
+def test_floors_of_the_identical_product_leave_the_query_out() -> None:
+    metrics, per_query = floors.same_product_floors(Shelf(), "gallery", GALLERY[[0, 1, 2]], (1, 10))
+    assert set(metrics) == {"random", "tfidf"}
+    assert set(metrics["tfidf"]) == {f"same/{name}@{k}" for name in ("mAP", "Prec") for k in (1, 10)}
+    # g3 and g1 find each other first; g2's list begins with g4.
+    assert per_query["tfidf/same/mAP@1"].tolist() == [1, 1, 1]
+    assert metrics["tfidf"]["same/Prec@10"] == 0.5  # k = 2, the query itself being the second
+    assert per_query["random/same/mAP@10"].mean() == pytest.approx(metrics["random"]["same/mAP@10"])
+
+
+def test_a_random_order_of_all_others_finds_what_there_is() -> None:
+    found = floors.same_product_floors(Shelf(), "gallery", GALLERY[[2]], (10,))[1]["random/same/mAP@10"]
+    assert found[0] in (0.0, 0.5, 1.0)  # one of three, within the first k = 2

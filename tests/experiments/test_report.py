@@ -33,8 +33,17 @@ def page(run: Path, tmp_path: Path) -> str:
 
 
 def test_it_shows_numbers_floors_curves_queries_and_configuration(page: str) -> None:
-    for wanted in ("product feature", "TF-IDF on captions", "untrained model", "random order", "class_path", "commit"):
+    for wanted in (
+        "product feature",
+        "TF-IDF on captions",
+        "untrained model",
+        "random order",
+        "class_path",
+        "same/mAP@10",
+    ):
         assert wanted in page
+    assert "The identical product" in page
+    assert "same/Prec@10" in page
     assert page.count("<svg") == 2
     tags = Tags(page).found
     pictures = [attributes["src"] for tag, attributes in tags if tag == "img"]

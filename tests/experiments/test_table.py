@@ -32,12 +32,15 @@ def write_run(home: Path, seed: int, **changes: object) -> Path:
     shuffled = {name: score[order] for name, score in scores.items()}
     np.savez_compressed(folder / "rankings" / "test.npz", query_ids=ids[order], **shuffled)
     means = {name: float(score.mean()) for name, score in scores.items()}
+    same = {name: draw.random(4) for name in ("same/mAP@10", "image/same/mAP@10", "tfidf/same/mAP@10")}
+    np.savez_compressed(folder / "rankings" / "test-same.npz", query_ids=np.array(["g2", "g1", "g0", "g3"]), **same)
+    means |= {name: float(score.mean()) for name, score in same.items()}
     record = {
         **{"run_id": folder.name, "experiment": "capture", "data": "tiny", "scale": "tiny", "config_hash": "0"},
         **{"seed": seed, "feature": "product_co", "git": {"commit": "c" * 40, "dirty": False}},
         **{"command": f"python -m experiments fit --seed {seed}", "hardware": {"cpu": "a cpu", "cores": 2}},
         "test": {name: value for name, value in means.items() if not name.startswith("tfidf")},
-        "floors": {"test": {"tfidf": {k: means[f"tfidf/{k}"] for k in ("mAP@10", "mAR@10")}}},
+        "floors": {"test": {"tfidf": {k: means[f"tfidf/{k}"] for k in ("mAP@10", "mAR@10", "same/mAP@10")}}},
         "intervals": {"test": {"image": {"mAP@10": [0.1, 0.05, 0.15]}}},
     }
     write_json(folder / "metrics.json", {**record, **changes})
@@ -217,6 +220,31 @@ def test_re_ranked_results_are_compared_where_a_row_has_them(tmp_path: Path) -> 
     assert by_head(text, "ours")["re-ranked mAP@10"] == "–"
 
 
+def test_the_identical_product_is_a_column_with_its_own_queries(tmp_path: Path) -> None:
+    shown = plan(tmp_path, blocks=False, columns=("mAP@10", "same/mAP@10"))
+    text = comparison(shown)
+    ours, theirs, _ = shown.rows
+    means = [record["test"]["same/mAP@10"] for record in theirs.records]
+    assert by_head(text, "theirs")["same/mAP@10"] == f"{np.mean(means):.4f} ± {np.std(means, ddof=1):.4f}"
+    means = [record["test"]["image/same/mAP@10"] for record in ours.records]
+    assert by_head(text, "ours")["image only same/mAP@10"] == f"{np.mean(means):.4f} ± {np.std(means, ddof=1):.4f}"
+    means = [record["floors"]["test"]["tfidf"]["same/mAP@10"] for record in ours.records]
+    floor = by_head(text, "TF-IDF on captions")["same/mAP@10"]
+    assert floor == f"{np.mean(means):.4f} ± {np.std(means, ddof=1):.4f}"
+
+    def scores(row: Row, measure: str) -> np.ndarray:
+        by_id = [2, 1, 0, 3]
+        return np.stack([np.load(run.rankings / "test-same.npz")[measure][by_id] for run in row.runs])
+
+    interval = paired_bootstrap(*(scores(row, "same/mAP@10") for row in (ours, theirs)), samples=2000)
+    assert cells(text, "theirs")[4] == "{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval)
+    interval = paired_bootstrap(scores(ours, "same/mAP@10"), scores(ours, "tfidf/same/mAP@10"), samples=2000)
+    assert cells(text, "TF-IDF on captions")[4] == "{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval)
+    heads = next(line for line in text.splitlines() if line.startswith("| | n |"))
+    assert "mAR@10" not in heads
+    assert "own feature same" not in heads
+
+
 def test_a_table_file_asks_for_costs_and_no_blocks(
     tmp_path: Path, shards: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,6 +284,10 @@ ROWS_OF_A = "rows: [{label: a}]"
         ("rows: [{label: a, own_feature: x}]", "own_feature wants a base row"),
         (f"base: b\n{ROWS_OF_A}", "base 'b' is no row"),
         ("rows: []", "at least one row"),
+        (f"columns: [same/mAR@10]\n{ROWS_OF_A}", "columns: 'same/mAR@10' is no metric: expected a list of metrics"),
+        (f"columns: [map@10]\n{ROWS_OF_A}", "columns: 'map@10' is no metric"),
+        (f"columns: mAP@10\n{ROWS_OF_A}", "columns: expected a list of metrics.*got 'mAP@10'"),
+        (f"columns: [mAP@10, mAP@10]\n{ROWS_OF_A}", "columns: expected .* each once"),
         ("rows: [{data: x}]", "a row has no label"),
         ("base: a\nrows: [{label: a, published: {mAP@10: 0.5}}]", "want a published_source"),
         ("base: a\npublished_source: x\nrows: [{label: a, published: {mAP@10: 79.36}}]", "mAP@10 must be a fraction"),

@@ -18,7 +18,6 @@ from retrieval import (
     official_metrics,
     per_query_scores,
     read_annotations,
-    same_product_metrics,
     textbook_metrics,
 )
 
@@ -235,15 +234,6 @@ def test_textbook_share_rounds_halves_to_even():
 
 def test_textbook_gives_no_second_hit_for_the_same_item():
     assert scores_of(["C"], ["c1", "c1", "c1"], 3, "textbook") == pytest.approx((1.0, 1.0, 1 / 3))
-
-
-def test_same_product_counts_the_query_itself_among_the_positives():
-    # a1 is a query and in the gallery: its list lacks itself, yet k = min(10, 3 items of A, 5) = 3.
-    ranking = as_ranking([["a2", "a3", "b1", "b2", "c1"]], list(GALLERY))
-    means = same_product_metrics(ranking, ["A"], list(GALLERY.values()))
-    assert set(means) == {f"{name}@{num}" for name in ("mAP", "Prec") for num in (1, 5, 10)}
-    assert means["mAP@10"] == 1.0
-    assert means["Prec@10"] == pytest.approx(2 / 3)
 
 
 # --- mistakes ---

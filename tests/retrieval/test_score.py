@@ -81,3 +81,22 @@ def test_mistakes_are_named(files, tmp_path):
     (tmp_path / "gallery.txt").write_text("a1#####c#####u#####u\n")
     with pytest.raises(RetrievalError, match=r"gallery.txt: no line has labels"):
         files("q1,a1\n")
+
+
+def test_the_identical_product_task_takes_the_gallery_as_queries(tmp_path):
+    rows = (("a1", "A"), ("a2", "A"), ("a3", "A#;#B"), ("b1", "B"), ("b2", "B"), ("c1", "C"))
+    (tmp_path / "gallery.txt").write_text("".join(LINE.format(*row) for row in rows))
+    (tmp_path / "ranking.txt").write_text("a1,a1,a2,b1,a3\nb1,a1,b2\nc1,a1,c1\n")
+    files = tmp_path / "ranking.txt", tmp_path / "gallery.txt", tmp_path / "gallery.txt"
+    answer = score_files(*files, same=True)
+    # a1: k = 3, hits at 1 and 3. b1: k = 2, a hit at 2. c1 has no other item of C.
+    assert [answer[key] for key in ("queries", "missing", "unscorable")] == [3, 3, 1]
+    assert [key for key in answer if "@" in key] == [
+        f"same/{name}@{num}" for num in (1, 5, 10) for name in ("mAP", "Prec")
+    ]
+    assert answer["same/mAP@10"] == pytest.approx(((1 + 2 / 3) / 2 + 1 / 2) / 3)
+    assert answer["same/Prec@10"] == pytest.approx((2 / 3 + 1 / 2) / 3)
+    assert answer["same/mAP@1"] == answer["same/Prec@1"] == pytest.approx(1 / 3)
+    textbook = score_files(*files, "textbook", same=True)
+    assert textbook["same/mAP@5"] == pytest.approx(((1 + 2 / 3) / 2 + 1 / 2) / 3)
+    assert textbook["same/Prec@5"] == pytest.approx((2 / 5 + 1 / 5) / 3)
