@@ -87,15 +87,14 @@ class MinedSource:
             DataError: nothing recurs.
         """
         text = corpus(units(self._blanked(normalise(caption))) for caption in train_captions)
-        num_captions = int(text.captions_P.max(initial=-1)) + 1
-        least = self.rules.min_captions or max(3, num_captions // 50_000)
-        terms = self._terms(count_grams(text, self.rules.max_units, least), text.vocabulary, num_captions)
+        least = self.rules.min_captions or max(3, text.num_captions // 50_000)
+        terms = self._terms(count_grams(text, self.rules.max_units, least), text.vocabulary, text.num_captions)
         self.terms = dict(sorted(terms, key=lambda term: (-term[1], term[0]))[: self.rules.max_terms])
         if not self.terms:
             raise DataError(
-                f"Mining found no entity in {num_captions} training captions: nothing recurs in {least} of them as the "
-                "rules want it. Lower min_captions, min_cohesion or min_entropy (--mine KEY=VALUE), or give a lexicon "
-                "(--lexicon) or a tagger (docs/entities.md)."
+                f"Mining found no entity in {text.num_captions} training captions: nothing recurs in {least} of them "
+                "as the rules want it. Lower min_captions, min_cohesion or min_entropy (--mine KEY=VALUE), or give a "
+                "lexicon (--lexicon) or a tagger (docs/entities.md)."
             )
         self._matcher = Matcher(dict.fromkeys(self.terms, MINED_TAG), cover=True)
 
@@ -142,8 +141,8 @@ class MinedSource:
 
 
 def _names_something(run: list[str]) -> bool:
-    """Neither a lone character, nor a number (with its measure), nor cut at a word of grammar."""
-    if run[0] in INNER_ONLY or run[-1] in INNER_ONLY or run[0][0].isdigit():
+    """Neither a lone character, nor cut at a number (with its measure) or a word of grammar."""
+    if run[0] in INNER_ONLY or run[-1] in INNER_ONLY or run[0][0].isdigit() or run[-1][0].isdigit():
         return False
     if len(run) == 1 and (is_unspaced(run[0]) or len(run[0]) < 2):
         return False

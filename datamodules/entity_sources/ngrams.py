@@ -22,6 +22,7 @@ class Corpus(NamedTuple):
     units_P: np.ndarray  # int32 number of the unit; 0 = mark
     captions_P: np.ndarray  # int32 number of the caption
     vocabulary: list[str]  # unit of each number
+    num_captions: int  # those without a unit, too
 
 
 class Grams(NamedTuple):
@@ -46,7 +47,7 @@ def corpus(captions: Iterable[list[list[str]]]) -> Corpus:
             flat.append(_END)
         lengths.append(len(flat) - before)
     owners_P = np.repeat(np.arange(-1, len(lengths) - 1, dtype=np.int32), lengths)
-    return Corpus(np.array(flat, np.int32), owners_P, list(numbers))
+    return Corpus(np.array(flat, np.int32), owners_P, list(numbers), len(lengths) - 1)
 
 
 def count_grams(text: Corpus, max_length: int, min_captions: int) -> list[Grams]:

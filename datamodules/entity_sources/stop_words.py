@@ -23,6 +23,10 @@ MARKETING = (
     "搭配", "另有", "另售", "goes well with", "see also", "combine with", "others bought", "comes with", "not",
     # grammar
     "and", "with", "for", "in", "on", "to", "by", "from", "or", "is", "are", "it", "its", "this", "that", "your", "you",
+    "be",
+    "was", "has", "have", "as", "at", "but", "if", "so", "than", "which", "will", "can", "all", "no", "also", "more",
+    "most",
+    "very", "often", "always", "used",
 )  # fmt: skip
 
 # Words that may stand inside a name (united colors of benetton) but neither begin nor end one.

@@ -90,7 +90,7 @@ class TaggerSource:
                     first = words.setdefault(word, (start, end, number))
                     words[word] = (first[0], end, first[2])
             found.append(_merged((start, end, *self._labels[number]) for start, end, number in words.values()))
-            self._num_cut += bool(encoded["attention_mask"][row].sum() == most and _cut(words, captions[row]))
+            self._num_cut += bool(encoded.encodings[row].overflowing)
         return found
 
     def problems(self) -> dict[str, int]:
@@ -137,7 +137,3 @@ def _merged(words: Iterable[tuple[int, int, str, str]]) -> list[Span]:
             spans.append(Span(start, end, tag))
         going = prefix not in ("E", "S")
     return spans
-
-
-def _cut(words: dict[int, tuple[int, int, int]], caption: str) -> bool:
-    return max((end for _, end, _ in words.values()), default=0) < len(caption.rstrip())
