@@ -170,6 +170,7 @@ class Product1M(LightningDataModule):
         self._contents.check_visual_input(self.input_spec)
         self._check_vocabulary()
         if self.input_spec.num_entities:
+            read_table(self.folder, self.manifest)
             for split in splits:
                 open_rows(self.folder, split, self.manifest)
             check_tokenizer(self.tokenizer, self.input_spec)
