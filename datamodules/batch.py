@@ -27,6 +27,8 @@ class InputSpec(NamedTuple):
     resize: str = "longest"  # the side that fills the square: "longest", "shortest" or both ("squash"); "grid" only
     interpolation: str = "bilinear"  # or "bicubic"; "grid" only
     region_classes: int = 0  # classes of the detector whose scores the model wants; 0 = none; used with "regions" only
+    num_entities: int = 0  # the most entities kept of a caption; 0 = the model reads none
+    entity_length: int = 36  # tokens of a caption's entities, [CLS] and each one's [SEP] included
 
 
 class ProductBatch(NamedTuple):
@@ -40,8 +42,8 @@ class ProductBatch(NamedTuple):
     boxes_BR5: Tensor | None = None  # float32: x1, y1, x2, y2 in [0, 1] and relative area
     region_mask_BR: Tensor | None = None  # bool, True = real region
     class_scores_BRC: Tensor | None = None  # float16, the detector's probability of each class; zero = no region
-    entity_tokens_BT: Tensor | None = None
-    entity_token_mask_BT: Tensor | None = None
+    entity_tokens_BT: Tensor | None = None  # int64, [CLS] e1 [SEP] e2 [SEP] … and padding
+    entity_token_mask_BT: Tensor | None = None  # bool, True = real token
     entities_BE: Tensor | None = None  # int64 row of the entity table, -1 = none
     owner_B: Tensor | None = None  # int64, query row an instance belongs to; None: each row is its own
 

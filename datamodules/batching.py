@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from datamodules.batch import InputSpec, ProductBatch
+from datamodules.caption_entities import CaptionEntities
 from datamodules.errors import DataError
 from datamodules.pictures import PictureError
 from datamodules.regions import (
@@ -60,10 +61,13 @@ class BatchMaker:
         folder: shard folder, for the tokenizer and for messages.
         spec: what the model wants.
         jitter: augmentation, None in evaluation.
+        entities: of the split's samples; None = the model reads none.
     """
 
-    def __init__(self, folder: Path, spec: InputSpec, jitter: Jitter | None) -> None:
-        self.folder, self.spec, self.jitter = folder, spec, jitter
+    def __init__(
+        self, folder: Path, spec: InputSpec, jitter: Jitter | None, entities: CaptionEntities | None = None
+    ) -> None:
+        self.folder, self.spec, self.jitter, self.entities = folder, spec, jitter, entities
         self._tokenizer: AnyTokenizer | None = None
         self._rings: dict[str, list[Tensor]] = {}  # by field
         self._reset(0)
@@ -103,7 +107,7 @@ class BatchMaker:
         assert self._rows, "an empty batch"
         num = len(self._rows)
         tokens_BT, token_mask_BT = self._tokenizer.encode_batch(self._captions, self.spec.text_length)
-        return ProductBatch(
+        batch = ProductBatch(
             index_B=torch.tensor(self._rows, dtype=torch.int64),
             tokens_BT=tokens_BT,
             token_mask_BT=token_mask_BT,
@@ -113,6 +117,7 @@ class BatchMaker:
             region_mask_BR=_head(self._region_mask, num),
             class_scores_BRC=_head(self._class_scores, num),
         )
+        return batch if self.entities is None else self.entities.added(batch, self._tokenizer, self.spec)
 
     def _reset(self, batch_size: int) -> None:
         spec = self.spec

@@ -99,6 +99,7 @@ def summarise(
         labels={"count": len(labels), "without_gallery": _count_unscorable(tally)},
         regions=_regions(tally.regions),
         near_duplicates=_near_duplicates(folder, tally.prints),
+        entities=None,
         data_hash=data_hash(folder, tally.splits),
     )
 

@@ -54,6 +54,7 @@ class Manifest(TypedDict):
     labels: dict[str, Any]
     regions: dict[str, Any] | None  # width of the features, most regions of a picture, classes with scores (if any)
     near_duplicates: dict[str, Any]
+    entities: dict[str, Any] | None  # how they were found, files with sha256, hash, counts; not part of the data hash
     data_hash: str
 
 
@@ -172,6 +173,14 @@ def _checked(value: Any, path: Path) -> Manifest:
         and _is_count(regions.get("classes", 0))
     ):
         raise _bad(path, "regions", "null or an object with width, max and perhaps classes")
+    entities = value.setdefault("entities", None)  # folders of before there were any do not have it
+    if entities is not None and not (
+        isinstance(entities, dict)
+        and isinstance(entities.get("hash"), str)
+        and all(isinstance(entities.get(key), dict) for key in ("source", "tags", "files", "counts"))
+        and all(_is_file(file) for file in entities["files"].values())
+    ):
+        raise _bad(path, "entities", "null or an object with hash, source, tags, files {bytes, sha256} and counts")
     for split in SPLITS:
         _check_split(value["splits"].get(split), f"splits.{split}", path)
     return value  # type: ignore[return-value]
@@ -199,6 +208,10 @@ def _check_split(entry: Any, key: str, path: Path) -> None:
             raise _bad(path, f"{key}.shards[{number}]", "{file: *.tar, samples, bytes, sha256}")
     if sum(shard["samples"] for shard in entry["shards"]) != entry["samples"]:
         raise _bad(path, f"{key}.samples", "the sum of its shards' samples")
+
+
+def _is_file(value: Any) -> bool:
+    return isinstance(value, dict) and _is_count(value.get("bytes")) and isinstance(value.get("sha256"), str)
 
 
 def _is_count(value: Any) -> bool:

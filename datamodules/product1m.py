@@ -11,9 +11,12 @@ from typing import Any
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 
 from datamodules.batch import InputSpec, ProductBatch
 from datamodules.batching import BatchMaker
+from datamodules.caption_entities import CaptionEntities, check_tokenizer, node_tokens
+from datamodules.entities import EntityTable, open_rows, read_table
 from datamodules.errors import DataError
 from datamodules.loaders import EvaluationLoader, Receiver, TrainLoader, open_stream
 from datamodules.manifest import Manifest, check_shard_files
@@ -116,6 +119,15 @@ class Product1M(LightningDataModule):
         """The encoded picture of a row, for panels and reports."""
         return self._contents.picture(split, row)
 
+    @cached_property
+    def entity_table(self) -> EntityTable:
+        """The distinct entities of the captions; the first `num_nodes` are those of the training captions.
+
+        Raises:
+            DataError: the folder has none, with the command that adds them.
+        """
+        return read_table(self.folder, self.manifest)
+
     # ---- what the model wants --------------------------------------------------------------------------------------
 
     def use_input_spec(self, spec: InputSpec) -> None:
@@ -133,6 +145,17 @@ class Product1M(LightningDataModule):
         """Entries of the tokenizer's vocabulary."""
         return self.tokenizer.vocab_size
 
+    def entity_tokens(self) -> Tensor:
+        """Tokens of the entity graph's nodes, int32 [num_nodes, 16]: without [CLS], with [SEP], filled up with 0."""
+        table = self.entity_table
+        return node_tokens(table.names[: table.num_nodes], self.tokenizer)
+
+    def _maker(self, split: str, jitter: Jitter | None) -> BatchMaker:
+        entities = None
+        if self.input_spec.num_entities:
+            entities = CaptionEntities(self.folder, split, self.manifest, self.entity_table.names)
+        return BatchMaker(self.folder, self.input_spec, jitter, entities)
+
     # ---- Lightning -------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str | None = None) -> None:
@@ -146,6 +169,11 @@ class Product1M(LightningDataModule):
         check_shard_files(self.folder, splits, self.manifest)
         self._contents.check_visual_input(self.input_spec)
         self._check_vocabulary()
+        if self.input_spec.num_entities:
+            read_table(self.folder, self.manifest)
+            for split in splits:
+                open_rows(self.folder, split, self.manifest)
+            check_tokenizer(self.tokenizer, self.input_spec)
         global_batch = self.batch_size * self._place.world_size
         if "train" in splits and global_batch > self.num_samples("train"):
             raise DataError(
@@ -200,7 +228,7 @@ class Product1M(LightningDataModule):
 
     def evaluation_loader(self, split: str) -> EvaluationLoader:
         """This rank's share of a split."""
-        maker, place = BatchMaker(self.folder, self.input_spec, jitter=None), self._place
+        maker, place = self._maker(split, jitter=None), self._place
         # Lightning leaves out the evaluation on a rank without batches, and the others would wait for it forever.
         batch_size = min(self.eval_batch_size, max(1, self.num_samples(split) // place.world_size))
         stream = EvaluationStream(self.folder, self._contents.shards(split), maker, batch_size, place)
@@ -212,7 +240,7 @@ class Product1M(LightningDataModule):
         The same for every call; the training stream does not notice.
         """
         place = self._place._replace(num_workers=1)
-        maker = BatchMaker(self.folder, self.input_spec, jitter=None)
+        maker = self._maker("train", jitter=None)
         shards, seed = self._contents.shards("train"), self.seed
         stream = TrainStream(self.folder, shards, maker, self.batch_size, seed, place, positions=[0], first_worker=0)
         receiver = Receiver()
@@ -249,7 +277,7 @@ class Product1M(LightningDataModule):
         self._stream.batches += 1
 
     def _open_train_stream(self) -> Any:
-        maker = BatchMaker(self.folder, self.input_spec, Jitter() if self.augment else None)
+        maker = self._maker("train", Jitter() if self.augment else None)
         stream = TrainStream(
             self.folder,
             self._contents.shards("train"),

@@ -77,6 +77,16 @@ class ShardFolder:
                 except (KeyError, TypeError, ValueError):
                     continue
 
+    def captions_by_row(self, split: str) -> Iterator[tuple[str, str]]:
+        """(id, caption) of every row of a split from the tars; both empty where the record is damaged."""
+        for shard in self.shards(split):
+            for sample in read_shard(self.path / shard["file"]):
+                try:
+                    record = json.loads(sample.members[RECORD])
+                    yield str(record["id"]), str(record["caption"])
+                except (KeyError, TypeError, ValueError):
+                    yield "", ""
+
     def picture(self, split: str, row: int) -> bytes:
         """The encoded picture of one row.
 

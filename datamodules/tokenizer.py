@@ -50,20 +50,37 @@ class Tokenizer:
         Returns:
             tokens_BT int64 (T = length, [CLS] and [SEP] included) and mask_BT bool (True = real token).
         """
+        short = [caption[: length * _CHARACTERS_PER_TOKEN] for caption in captions]
+        return self._framed(self.encode_words(short), length)
+
+    def encode_phrases(self, phrases: list[list[list[int]]], length: int) -> tuple[Tensor, Tensor]:
+        """Encode lists of phrases as [CLS] p1 [SEP] p2 [SEP] …; what is too long is cut before the last [SEP].
+
+        Args:
+            phrases: of each row, the tokens of each phrase as `encode_words` gives them; none = [CLS] [SEP].
+            length: T.
+        """
+        joined = []
+        for row in phrases:
+            tokens = [token for phrase in row for token in (self.sep_id, *phrase)]
+            joined.append(tokens[1:])
+        return self._framed(joined, length)
+
+    def _framed(self, rows: list[list[int]], length: int) -> tuple[Tensor, Tensor]:
         import numpy as np
         import torch
 
-        short = [caption[: length * _CHARACTERS_PER_TOKEN] for caption in captions]
-        tokens_BT = np.full((len(captions), length), self.pad_id, np.int64)
-        lengths_B = np.empty(len(captions), np.int64)
-        for row, tokens in enumerate(self._tokens(short)):
+        tokens_BT = np.full((len(rows), length), self.pad_id, np.int64)
+        lengths_B = np.empty(len(rows), np.int64)
+        for row, tokens in enumerate(rows):
             framed = [self.cls_id, *tokens[: length - 2], self.sep_id]
             tokens_BT[row, : len(framed)] = framed
             lengths_B[row] = len(framed)
         mask_BT = np.arange(length) < lengths_B[:, None]
         return torch.from_numpy(tokens_BT), torch.from_numpy(mask_BT)
 
-    def _tokens(self, captions: list[str]) -> list[list[int]]:
+    def encode_words(self, captions: list[str]) -> list[list[int]]:
+        """Token ids without special tokens, however many."""
         if self._units is not None:
             return [self._units.tokens(caption) for caption in captions]
         return [encoding.ids for encoding in self._rust.encode_batch_fast(captions, add_special_tokens=False)]

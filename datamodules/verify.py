@@ -10,6 +10,7 @@ from typing import Any
 
 from datamodules.annotations import AnnotationRow, read_rows
 from datamodules.catalogues.record import SPLITS
+from datamodules.entities import entity_problems
 from datamodules.errors import DataError
 from datamodules.manifest import (
     TOKENIZER_FILE,
@@ -70,6 +71,7 @@ def _problems(folder: Path, manifest: Manifest, progress: bool) -> Iterator[str]
     yield from _label_problems(folder, manifest, annotations)
     if manifest["tokenizer"] is not None and not (folder / TOKENIZER_FILE).is_file():
         yield f"{folder / TOKENIZER_FILE}: missing though the manifest names it."
+    yield from entity_problems(folder, manifest)
     if data_hash(folder, manifest["splits"]) != manifest["data_hash"]:
         yield f"{folder}: data_hash does not follow from shards, annotations and tokenizer; one of them was changed."
 

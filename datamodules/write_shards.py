@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from datamodules.catalogues.record import SPLITS, Catalogue
+from datamodules.entities import ENTITIES
 from datamodules.errors import DataError
 from datamodules.folder_summary import plain, receipt_of, summarise
 from datamodules.manifest import (
@@ -200,4 +201,5 @@ def _drop_strangers(folder: Path, jobs: Sequence[ShardJob]) -> None:
         if path.name.rpartition("-")[0] in SPLITS and path.name not in current:
             path.unlink()
     for path in folder.glob(".*.tmp"):
-        path.unlink()
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.rmtree(folder / ENTITIES, ignore_errors=True)  # of the captions that were

@@ -24,7 +24,7 @@ RUN_COMMANDS = {
 COMMANDS = {
     **RUN_COMMANDS,
     "eval": "re-evaluate a run's best checkpoint, or a model that needs no training",
-    "data": "build or verify a shard folder",
+    "data": "build or verify a shard folder, add entities to it",
     "score": "score a ranking file against annotation files",
     "import-official": "a checkpoint of the authors' released code as a run folder",
     "table": "Markdown table from the metrics.json of several runs",

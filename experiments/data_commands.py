@@ -1,4 +1,4 @@
-"""`data build` and `data verify`: from a raw source to a shard folder, and back to every byte of it."""
+"""`data …`: from a raw source to a shard folder, its entities, and back to every byte of it."""
 
 from __future__ import annotations
 
@@ -10,20 +10,29 @@ from typing import Any
 import yaml
 
 from experiments.config import Loader
+from experiments.entity_options import add_entity_options, chosen, entity_settings, say_entities
 from experiments.errors import UsageError, nearest
 from experiments.output import say
 from experiments.parser import Parser
 
-ACTIONS = ("build", "verify")
+ACTIONS = ("build", "entities", "verify", "score-entities")
 
 
 def data_command(words: list[str]) -> int:
-    """Run `data build …` or `data verify …`; the exit code."""
+    """Run `data build …` and so on; the exit code."""
+    if words and words[0] == "score-entities":
+        from experiments.entity_scores import score_entities_command
+
+        score_entities_command(words[1:])
+        return 0
     if words and words[0] in ACTIONS:
-        return _build(words[1:]) if words[0] == "build" else _verify(words[1:])
+        return {"build": _build, "entities": _entities, "verify": _verify}[words[0]](words[1:])
     if words and words[0] not in ("-h", "--help"):
         raise UsageError(f"data {words[0]}: {nearest(words[0], ACTIONS)}")
-    say("usage: python -m experiments data build SOURCE --raw R --out O | data verify O   (--help after either)")
+    say(
+        "usage: python -m experiments data build SOURCE --raw R --out O | data entities O | data verify O | "
+        "data score-entities --train F --gold F   (--help after each)"
+    )
     return 0 if words else 2
 
 
@@ -39,28 +48,73 @@ def _build(words: list[str]) -> int:
     parser.add_argument("--regions", metavar="PATH", help="region features: folder of <item id>.npz, .lmdb or .tsv")
     parser.add_argument("--no-pictures", action="store_true", help="store the regions only; pictures may be missing")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="further setting of the source")
+    parser.add_argument("--no-entities", action="store_true", help="find none; `data entities` can add them later")
+    add_entity_options(parser)
     options = parser.parse(words)
     out = options.out or Path("data") / options.source
-    chosen: dict[str, Any] = {name: getattr(options, name) for name in ("shard_size", "workers", "seed", "vocab_size")}
+    writing: dict[str, Any] = {name: getattr(options, name) for name in ("shard_size", "workers", "seed", "vocab_size")}
     settings = dict(_setting(text) for text in options.set)
     if options.no_pictures and options.regions is None:
         raise UsageError("--no-pictures: give --regions PATH too, or the samples hold nothing to look at")
     if options.no_pictures:
-        chosen["pictures"] = False
+        writing["pictures"] = False
     if options.regions is not None:
         from datamodules.region_sources import open_region_store
 
-        chosen["regions"] = open_region_store(options.regions)
-    build(options.source, options.raw, out, settings, {k: v for k, v in chosen.items() if v is not None})
+        writing["regions"] = open_region_store(options.regions)
+    if options.no_entities and chosen(options):
+        raise UsageError("--no-entities: leave it out, or leave out the options that say where entities come from")
+    entities = entity_settings(options) if chosen(options) else None  # a wrong option is told before the shards
+    build(options.source, options.raw, out, settings, {k: v for k, v in writing.items() if v is not None}, False)
+    if entities is not None:
+        _add_entities(out, *entities)
+    elif not options.no_entities:
+        mine_entities(out)
     return 0
 
 
-def build(source: str, raw: Path | None, out: Path, settings: dict[str, Any], writing: dict[str, Any]) -> None:
+def _entities(words: list[str]) -> int:
+    parser = Parser("data entities", "find the entities of the captions of a shard folder; tars and data hash stay")
+    parser.add_argument("folder", type=Path, metavar="O", help="shard folder")
+    add_entity_options(parser)
+    options = parser.parse(words)
+    _add_entities(options.folder, *entity_settings(options))
+    return 0
+
+
+def _add_entities(folder: Path, source: Any, tags: Any) -> None:
+    from datamodules.entities import add_entities
+
+    started = time.perf_counter()
+    say_entities(add_entities(folder, source, tags))
+    say(f"         in {time.perf_counter() - started:.0f} s")
+
+
+def mine_entities(folder: Path) -> None:
+    """Mine the entities of a folder that has none; captions that repeat nothing leave it without."""
+    from datamodules.entity_sources import MinedSource, TagFilter
+    from datamodules.errors import DataError
+    from datamodules.manifest import read_manifest
+
+    stored = read_manifest(folder)["entities"]
+    if stored is not None:
+        say_entities(stored)
+        return
+    try:
+        _add_entities(folder, MinedSource(), TagFilter())
+    except DataError as problem:
+        say(f"entities none: {problem}")
+
+
+def build(
+    source: str, raw: Path | None, out: Path, settings: dict[str, Any], writing: dict[str, Any], mine: bool = True
+) -> None:
     """Build a shard folder and say what is in it.
 
     Args:
         settings: Constructor arguments of the catalogue.
         writing: Arguments of the writer; `seed` and `pictures` go to a catalogue that takes them, too.
+        mine: Mine entities from the training captions if the folder has none.
     """
     from datamodules.catalogues import open_catalogue, options_of
     from datamodules.manifest import read_manifest
@@ -86,6 +140,8 @@ def build(source: str, raw: Path | None, out: Path, settings: dict[str, Any], wr
         if left_out & damage:
             say("         features mended in place are not noticed: build those into a new --out (docs/regions.md)")
     say(f"{out} (data hash {manifest['data_hash']}) in {time.perf_counter() - started:.0f} s")
+    if mine:
+        mine_entities(out)
 
 
 def _setting(text: str) -> tuple[str, Any]:

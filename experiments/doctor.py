@@ -32,6 +32,7 @@ VENDORS = {
     "webdataset": "shards",
     "lmdb": "region features from the authors' LMDB",
     "msgpack": "the same",
+    "ahocorasick": "entities in captions, so `data build`",
     "faiss": "search with FAISS (torch is the default)",
     "wandb": "W&B (runs go on without it)",
     "sklearn": "the TF-IDF floor",

@@ -21,6 +21,7 @@ VENDOR_FILES = {
     "webdataset": {"datamodules/shards.py"},
     "faiss": {"retrieval/search.py"},
     "wandb": {"experiments/wandb_logger.py"},
+    "ahocorasick": {"datamodules/entity_sources/matcher.py"},
     "lmdb": {"datamodules/region_sources/official_lmdb.py"},
     "open_clip": {"lightning_modules/clip_source.py", "datamodules/tokenizer.py"},
 }

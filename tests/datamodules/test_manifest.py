@@ -30,6 +30,7 @@ def _manifest() -> Manifest:
         "labels": {"count": 0, "without_gallery": []},
         "regions": None,
         "near_duplicates": {},
+        "entities": None,
         "data_hash": "0" * 16,
     }
 
