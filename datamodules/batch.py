@@ -27,6 +27,8 @@ class InputSpec(NamedTuple):
     resize: str = "longest"  # the side that fills the square: "longest", "shortest" or both ("squash"); "grid" only
     interpolation: str = "bilinear"  # or "bicubic"; "grid" only
     region_classes: int = 0  # classes of the detector whose scores the model wants; 0 = none; used with "regions" only
+    num_entities: int = 0  # the most entities kept of a caption; 0 = the model reads none
+    entity_length: int = 36  # tokens of a caption's entities, [CLS] and each one's [SEP] included
 
 
 class ProductBatch(NamedTuple):
