@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,17 +10,16 @@ from torch import Tensor, nn
 from lightning_modules.entity_graph.neighbours import Neighbours
 from lightning_modules.errors import ModelError
 
-GraphMethod = Literal["adagae", "cosine"]
-
 
 class EntityGraph(nn.Module):
     """Nodes and neighbours; by cosine alone."""
 
     tokens_NL: Tensor
+    hash: Tensor
     index_NK: Tensor
     score_NK: Tensor
 
-    def __init__(self, method: GraphMethod = "adagae", rounds: int = 10, steps: int = 50, seed: int = 0) -> None:
+    def __init__(self, method: str = "adagae", rounds: int = 10, steps: int = 50, seed: int = 0) -> None:
         super().__init__()
         self.method, self.rounds, self.steps, self.seed = method, rounds, steps, seed
         self.register_buffer("tokens_NL", torch.zeros(0, 0, dtype=torch.int32))
