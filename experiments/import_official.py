@@ -53,7 +53,7 @@ def import_official(
         {re.sub(r"\.\d+\.", ".*.", key).rsplit(".", 1)[0] for key in translate(state, entities=model == "ege_cmp")[1]}
     )
     say(f"{run.root}: {sum(p.numel() for p in imported.parameters()) / 1e6:.1f} million parameters, steps 0")
-    say(f"ignored, as the authors' code never reads them: {', '.join(ignored) if ignored else 'nothing'}")
+    say(f"ignored, as nothing is to be read from them: {', '.join(ignored) if ignored else 'nothing'}")
     say(f"next: make eval RUN={run.root} DATA=<a shard folder with {NEEDED[model]}>")
     return run
 

@@ -169,6 +169,8 @@ class EGECMP(RegionTextModule):
                 f"model.num_entities {num_entities} must be at least 1 and model.entity_length {entity_length} at "
                 "least 2 ([CLS] and [SEP]); a model without entities is CAPTURE (EXP=capture)"
             )
+        if fusion not in ("text", "image"):
+            raise ModelError(f"model.fusion {fusion!r} is unknown; known: text, image")
         self.fused_share = fused_share
         self.network = EntityStreamTransformer(
             vocab_size=vocab_size,

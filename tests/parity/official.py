@@ -1,4 +1,4 @@
-"""Files with random weights in the authors' names, inputs, and what the authors' code computes of them (REFERENCE §6)."""
+"""Files of random weights in the authors' names, inputs, and what the authors' code computes of them (REFERENCE §6)."""
 
 from __future__ import annotations
 
