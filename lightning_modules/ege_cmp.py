@@ -70,8 +70,9 @@ class EGECMP(RegionTextModule):
         graph_rounds, graph_steps: Of the auto-encoder at each rebuilding.
         graph_margin: By which unrelated entities must lie farther than related ones.
         graph_negatives: Whether unrelated entities come from the "batch" (of all ranks, released) or the "table".
-        ranked_entities: Most entities per sample that the two ranking losses read, on average over the batch; of more,
-            a random choice. Each costs 13 embedded entities.
+        ranked_entities: Most entities per sample that each ranking loss reads, on average over the batch; where more
+            have a positive, a random choice of these (released: all). Each costs 13 embedded entities, which on a GPU
+            is most of what the graph adds to a step.
         retrieval_feature: See `candidate_features`; the authors' is "concat_co", [v ; t].
         fused_share: Share of each batch of which a masked copy goes through cross layers and co-transformer, which only
             the masked objectives need. Otherwise as CAPTURE's.
@@ -126,7 +127,7 @@ class EGECMP(RegionTextModule):
         graph_steps: int = 50,
         graph_margin: float = 0.2,
         graph_negatives: Negatives = "batch",
-        ranked_entities: int = 15,
+        ranked_entities: int = 4,
         retrieval_feature: str = "concat_co",
         whitening_samples: int = 0,
         fused_share: float = 1.0,
@@ -281,7 +282,7 @@ class EGECMP(RegionTextModule):
         part = batch.rows(slice(n))
         entities = read_entities(part)
         text = _masked(self.mlm, part.tokens_BT, part.token_mask_BT, draws)
-        entity = _masked(self.mlm_entity, entities.tokens_BT, entities.mask_BT, draws)
+        entity = _masked(self.mlm_entity, entities.tokens_BT, entities.mask_BT, draws, separated=True)
         hidden_BR, in_image = None, nothing_chosen(n, part.tokens_BT.device)
         if self.mrm is not None:
             predicted_BR, hidden_BR, in_image = self.mrm.mask(self.visual.mask(part), draws)
@@ -378,11 +379,13 @@ def read_entities(batch: ProductBatch) -> Entities:
     return Entities(tokens_BT, mask_BT, rows_BE)
 
 
-def _masked(mlm: MaskedLanguageModelling | None, tokens_BT: Tensor, mask_BT: Tensor, draws: Draws) -> MaskedTokens:
+def _masked(
+    mlm: MaskedLanguageModelling | None, tokens_BT: Tensor, mask_BT: Tensor, draws: Draws, separated: bool = False
+) -> MaskedTokens:
     """Tokens with some replaced, or as they are without the objective."""
     if mlm is None:
         return MaskedTokens(tokens_BT, tokens_BT, nothing_chosen(len(tokens_BT), tokens_BT.device))
-    return mlm.mask(tokens_BT, mask_BT, draws)
+    return mlm.mask(tokens_BT, mask_BT, draws, separated)
 
 
 def _predicted(outputs_BKD: Tensor, masked: MaskedTokens) -> tuple[Tensor, Tensor]:

@@ -61,15 +61,20 @@ class MaskedLanguageModelling(nn.Module):
             self.norm = nn.LayerNorm(width, eps=NORM_EPS)
             self.bias = nn.Parameter(torch.zeros(vocab_size))
 
-    def mask(self, tokens_BT: Tensor, token_mask_BT: Tensor, draws: Draws) -> MaskedTokens:
-        """Choose and replace tokens; [CLS], any [SEP] and padding are never chosen."""
+    def mask(self, tokens_BT: Tensor, token_mask_BT: Tensor, draws: Draws, separated: bool = False) -> MaskedTokens:
+        """Choose and replace tokens; [CLS], [SEP] and padding are never chosen.
+
+        Args:
+            separated: [SEP] not only closes the sequence, but also stands between its parts.
+        """
         batch, length = tokens_BT.shape
         uniform_B3T = draws.uniform(batch, 3, length)
         choice_BT, fate_BT, other_BT = draws.send(uniform_B3T).unbind(1)
         last_B1 = token_mask_BT.sum(1, keepdim=True) - 1  # position of [SEP]
         position_T = torch.arange(length, device=tokens_BT.device)
         maskable = token_mask_BT & (position_T > 0) & (position_T < last_B1)
-        maskable &= tokens_BT != tokens_BT.gather(1, last_B1.clamp(min=0))  # entities are parted by [SEP]
+        if separated:
+            maskable &= tokens_BT != tokens_BT.gather(1, last_B1.clamp(min=0))
         predicted = maskable & (choice_BT < self.mask_prob)
         replaced = torch.where(predicted & (fate_BT < 0.8), self.mask_token_id, tokens_BT)
         random_tokens = (other_BT * self.vocab_size).long()

@@ -38,7 +38,7 @@ class SubgraphRanking(nn.Module):
         per_sample: Most entities per sample of the batch that are ranked, on average; of more, a random choice.
     """
 
-    def __init__(self, margin: float = 0.2, negatives: Negatives = "batch", per_sample: int = 15) -> None:
+    def __init__(self, margin: float = 0.2, negatives: Negatives = "batch", per_sample: int = 4) -> None:
         super().__init__()
         check_ranking(margin, negatives, per_sample)
         self.margin = margin

@@ -16,13 +16,14 @@ from lightning_modules import CAPTURE, EGECMP
 from lightning_modules.example_batch import example_batch
 from lightning_modules.official_weights import capture_arguments, translate
 from tests.datamodules.tiny_catalogue import TinyCatalogue, tiny_regions
+from tests.parity.official import FOLDER
 
 CONFIG = {
     **{"num_attention_heads": 2, "v_num_attention_heads": 2, "bi_num_attention_heads": 2, "intermediate_size": 64},
     **{"v_intermediate_size": 10, "bi_hidden_size": 8},
 }
 CROSS_CONFIG = {"num_attention_heads": 2}
-SHAPES = Path(__file__).parents[3] / "shared" / "reference" / "capture_state_dict.json"
+SHAPES = FOLDER / "capture_state_dict.json"
 
 
 @pytest.fixture(scope="module")

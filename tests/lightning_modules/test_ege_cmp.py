@@ -116,8 +116,16 @@ def test_what_parts_two_entities_is_never_masked() -> None:
     model.mlm_entity.mask_prob = 1.0
     batch = example_batch(model.input_spec(), batch_size=12)
     tokens_BT = batch.entity_tokens_BT
-    predicted_BT = model.mlm_entity.mask(tokens_BT, batch.entity_token_mask_BT, Draws(0, 0, "cpu")).targets_BT >= 0
-    assert torch.equal(predicted_BT, ~((tokens_BT == CLS) | (tokens_BT == SEP) | (tokens_BT == 0)))
+    seen = []
+    model.network.text_embedding.register_forward_hook(lambda module, args, out: seen.append(args[0]))
+    model.losses(batch, Draws(0, 0, "cpu"))
+    spared_BT = (tokens_BT == CLS) | (tokens_BT == SEP) | (tokens_BT == 0)
+    assert int(((tokens_BT == SEP).sum(1) > 1).sum()) >= 3
+    masked_BT = seen[1]  # the caption comes before its entities
+    assert torch.equal(masked_BT[spared_BT], tokens_BT[spared_BT])
+    assert (masked_BT != tokens_BT).sum() > 0.8 * (~spared_BT).sum()
+    mask = model.mlm_entity.mask(tokens_BT, batch.entity_token_mask_BT, Draws(0, 0, "cpu"), separated=True)
+    assert torch.equal(mask.targets_BT >= 0, ~spared_BT)
 
 
 def test_the_contrast_is_that_of_text_and_of_entities() -> None:

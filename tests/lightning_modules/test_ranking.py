@@ -180,7 +180,7 @@ def test_node_ranking_equals_slow_transcription(step: int, negatives: str) -> No
     graph, rows_BE, draws = _graph(), _batch(step), Draws(0, step, "cpu")
     vectors_ND = torch.randn(NODES, WIDTH, generator=torch.Generator().manual_seed(step))
     ranked = NodeRanking(negatives=negatives)(rows_BE, graph, vectors_ND.__getitem__, draws)
-    one = {"wanted": lambda n: n.clamp(max=1), "most": 1, "least": 1, "negatives": negatives, "per_sample": 15}
+    one = {"wanted": lambda n: n.clamp(max=1), "most": 1, "least": 1, "negatives": negatives, "per_sample": 4}
     found = related_entities(rows_BE, graph, draws, "node", **one)
     assert found.used_MC.sum() > 5
     assert ranked.loss.item() == pytest.approx(_node_slow(found, vectors_ND.tolist()), rel=1e-5)
@@ -194,7 +194,7 @@ def test_subgraph_ranking_equals_slow_transcription(step: int, negatives: str) -
     vectors_ND = torch.randn(NODES, WIDTH, generator=torch.Generator().manual_seed(step))
     ranked = SubgraphRanking(negatives=negatives)(rows_BE, graph, vectors_ND.__getitem__, draws)
     size: Callable[[Tensor], Tensor] = lambda n: torch.tensor([5 if x > 5 else min(3, x) for x in n.tolist()])  # noqa: E731
-    some = {"wanted": size, "most": 5, "least": 2, "negatives": negatives, "per_sample": 15}
+    some = {"wanted": size, "most": 5, "least": 2, "negatives": negatives, "per_sample": 4}
     found = related_entities(rows_BE, graph, draws, "subgraph", **some)
     assert {5, 3} <= set(found.used_MC.sum(1).tolist())
     assert ranked.loss.item() == pytest.approx(_subgraph_slow(found, vectors_ND.tolist()), rel=1e-4)
