@@ -103,7 +103,7 @@ def related_entities(
     count_M1 = torch.where(used_M.unsqueeze(1) & (count_M1 >= least), count_M1, 0)
     column_C = torch.arange(chosen_MC.shape[1], device=rows_M.device)
     used_MC = column_C < count_M1
-    # One negative from each of as many equal parts of what is left: all different, each as likely as any other.
+    # One negative from each of as many parts of what is left, equal but for rounding, so that all are different.
     divisor_M1 = count_M1.clamp(min=1)
     from_MC = column_C * left_M.unsqueeze(1) // divisor_M1
     size_MC = (column_C + 1) * left_M.unsqueeze(1) // divisor_M1 - from_MC
@@ -135,10 +135,12 @@ def _left_over(
     Args:
         excluded_MF: Rows, −1 = none, each at most once.
     """
-    place_MF, valid_MF, total = excluded_MF, excluded_MF >= 0, torch.tensor(num_nodes)
+    place_MF, valid_MF = excluded_MF, excluded_MF >= 0
+    total: int | Tensor = num_nodes
     if present is not None:
         place_MF = torch.searchsorted(present.rows_P, excluded_MF.clamp(min=0)).clamp(max=len(present.rows_P) - 1)
-        valid_MF, total = valid_MF & (present.rows_P[place_MF] == excluded_MF), present.total
+        valid_MF = valid_MF & (present.rows_P[place_MF] == excluded_MF)
+        total = present.total
     beyond = num_nodes + excluded_MF.numel()
     # Excluded places a < b < c: what follows them moves up by one each, so that the n-th left over is n plus the
     # number of excluded places whose own number less those before them is at most n.

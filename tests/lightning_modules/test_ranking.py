@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import permutations
 
 import pytest
@@ -250,6 +251,16 @@ def test_nothing_to_rank_is_zero_with_a_gradient_of_zero() -> None:
             assert loss.item() == share.item() == 0
             assert vectors_ND.grad is not None
             assert not vectors_ND.grad.any()
+
+
+@pytest.mark.parametrize("negatives", ["batch", "table"])
+def test_nothing_waits_for_the_device(negatives: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "autocast", lambda *args, **more: nullcontext())  # it knows no meta device
+    graph = Neighbours(*(x.to("meta") for x in _graph()))
+    vectors_ND = torch.zeros(NODES, WIDTH, device="meta")
+    for objective in (NodeRanking(negatives=negatives), SubgraphRanking(negatives=negatives)):
+        loss, share = objective(_batch().to("meta"), graph, vectors_ND.__getitem__, Draws(0, 0, "meta"))
+        assert loss.device.type == share.device.type == "meta"
 
 
 def test_zero_vectors_give_no_nan() -> None:
