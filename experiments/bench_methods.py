@@ -10,7 +10,16 @@ import torch
 import lightning_modules
 from experiments.bench_step import Variant, compare
 
-METHODS = ("CAPTURE", "CLIP", "UNITER", "ViLBERT", "LXMERT", "ImageOnly", "TextOnly")  # the first is compared with
+METHODS = (
+    "CAPTURE",
+    "EGECMP",
+    "CLIP",
+    "UNITER",
+    "ViLBERT",
+    "LXMERT",
+    "ImageOnly",
+    "TextOnly",
+)  # the first is compared with
 ARGUMENTS: dict[str, tuple[tuple[str, Any], ...]] = {"CLIP": (("pretrained", None),)}  # nothing is downloaded
 BATCH_SIZE, CUDA_BATCH_SIZE = 16, 64
 

@@ -126,7 +126,7 @@ def _import_official(words: list[str]) -> None:
     parser.add_argument("--checkpoint", required=True, metavar="F", help="state dict in the authors' names")
     parser.add_argument("--config", required=True, metavar="C", help="their model configuration (JSON)")
     parser.add_argument("--cross-config", required=True, metavar="X", help="their co-transformer configuration (JSON)")
-    parser.add_argument("--model", default="capture", metavar="NAME", help="capture (default)")
+    parser.add_argument("--model", default="capture", metavar="NAME", help="capture (default) or ege_cmp")
     parser.add_argument("--out", required=True, metavar="RUN", help="the run folder to write")
     options = parser.parse(words)
     from experiments.import_official import import_official

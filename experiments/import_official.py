@@ -12,7 +12,8 @@ from experiments.errors import UsageError, nearest
 from experiments.output import say
 from experiments.runs import RunFolder, atomic, git_state, write_json, write_text
 
-MODELS = {"capture": "lightning_modules.CAPTURE"}
+MODELS = {"capture": "lightning_modules.CAPTURE", "ege_cmp": "lightning_modules.EGECMP"}
+NEEDED = {"capture": "region features", "ege_cmp": "region features and entities"}
 
 
 def import_official(
@@ -36,22 +37,24 @@ def import_official(
     configurations = [_json(path) for path in (config, cross_config)]
     state = _state_dict(checkpoint)
 
-    from lightning_modules import CAPTURE
+    import lightning_modules
     from lightning_modules.errors import ModelError
     from lightning_modules.official_weights import translate
 
     try:
-        imported = CAPTURE.from_official(state, *configurations)
+        imported = getattr(lightning_modules, MODELS[model].rpartition(".")[2]).from_official(state, *configurations)
     except ModelError as problem:
         raise UsageError(f"{checkpoint}: {problem}; is it a checkpoint of --model {model}?") from None
     except KeyError as problem:
         raise UsageError(f"{config} and {cross_config} lack {problem}, which the head counts come from") from None
     run = RunFolder(out)
     _write(run, imported, model, command)
-    ignored = sorted({re.sub(r"\.\d+\.", ".*.", key).rsplit(".", 1)[0] for key in translate(state)[1]})
+    ignored = sorted(
+        {re.sub(r"\.\d+\.", ".*.", key).rsplit(".", 1)[0] for key in translate(state, entities=model == "ege_cmp")[1]}
+    )
     say(f"{run.root}: {sum(p.numel() for p in imported.parameters()) / 1e6:.1f} million parameters, steps 0")
-    say(f"ignored, as the authors' code never reads them: {', '.join(ignored) if ignored else 'nothing'}")
-    say(f"next: make eval RUN={run.root} DATA=<a shard folder with region features>")
+    say(f"ignored, as nothing is to be read from them: {', '.join(ignored) if ignored else 'nothing'}")
+    say(f"next: make eval RUN={run.root} DATA=<a shard folder with {NEEDED[model]}>")
     return run
 
 

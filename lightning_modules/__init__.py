@@ -8,6 +8,7 @@ from typing import Any
 # Imported on first use: `import lightning_modules` alone must not load torch (light commands of the CLI).
 _EXPORTS = {
     "CAPTURE": "lightning_modules.capture",
+    "EGECMP": "lightning_modules.ege_cmp",
     "CLIP": "lightning_modules.clip",
     "UNITER": "lightning_modules.uniter",
     "ViLBERT": "lightning_modules.vilbert",

@@ -31,7 +31,7 @@ from lightning_modules.objectives.cross_modal_contrast import CrossModalContrast
 from lightning_modules.objectives.draws import Draws
 from lightning_modules.objectives.masked_language_modelling import MaskedLanguageModelling
 from lightning_modules.objectives.masked_region_modelling import MaskedRegionModelling
-from lightning_modules.official_weights import capture_arguments, official_name, translate
+from lightning_modules.official_weights import capture_arguments, load_translated, translate
 from lightning_modules.region_text_module import RegionTextModule
 from lightning_modules.retrieval_module import check_objectives
 from lightning_modules.stream_features import MODALITIES, stream_whitening
@@ -207,13 +207,7 @@ class CAPTURE(RegionTextModule):
         """
         ours, _ = translate(state_dict)
         model = cls(**capture_arguments(ours, config, cross_config))
-        missing, unexpected = model.load_state_dict(ours, strict=False)
-        if missing or unexpected:
-            names = [official_name(name) for name in (missing or unexpected)]
-            raise ModelError(
-                f"official checkpoint: {'missing' if missing else 'unexpected'} key {names[0]!r}"
-                + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-            )
+        load_translated(model, ours)
         return model.eval()
 
     def losses(self, batch: ProductBatch, draws: Draws) -> dict[str, Tensor]:

@@ -6,6 +6,9 @@ import torch
 
 from datamodules.batch import InputSpec, ProductBatch
 
+ENTITY_ROWS = 50  # entities are rows of the table below this one
+CLS, SEP = 2, 3  # of the entities' tokens
+
 
 def example_batch(
     spec: InputSpec,
@@ -15,6 +18,8 @@ def example_batch(
     seed: int = 0,
 ) -> ProductBatch:
     """Random captions of different lengths with random pictures, regions (with class scores if wanted) or neither.
+
+    Of entities, if wanted, a caption may have none, and the same one stands in several captions.
 
     Args:
         spec: What the model published with `input_spec()`.
@@ -52,4 +57,28 @@ def example_batch(
         if spec.region_classes:  # drawn last: the other values do not depend on it
             scores_BRC = (4 * uniform(batch_size, regions, spec.region_classes)).softmax(-1)
             batch = batch._replace(class_scores_BRC=(scores_BRC * mask_BR.unsqueeze(-1)).half())
+    if spec.num_entities:
+        entities = _entities(uniform(batch_size, 1 + spec.num_entities), spec, vocab_size)
+        names = ("entity_tokens_BT", "entity_token_mask_BT", "entities_BE")
+        batch = batch._replace(**dict(zip(names, entities, strict=True)))
     return ProductBatch._make(None if field is None else field.to(device) for field in batch)
+
+
+def example_entity_tokens(row: int, vocab_size: int) -> list[int]:
+    """Tokens of one row of the table: one to three words and [SEP]."""
+    return [5 + (7 * row + place) % (vocab_size - 5) for place in range(1 + row % 3)] + [SEP]
+
+
+def _entities(uniform_BE: torch.Tensor, spec: InputSpec, vocab_size: int) -> tuple[torch.Tensor, ...]:
+    """Tokens_BT with their mask_BT, and rows_BE; the first number says how many entities there are."""
+    batch_size, length = len(uniform_BE), spec.entity_length
+    counts_B1 = (uniform_BE[:, :1] * (spec.num_entities + 1)).long()
+    rows_BE = (uniform_BE[:, 1:] * ENTITY_ROWS).long()
+    rows_BE = torch.where(torch.arange(spec.num_entities) < counts_B1, rows_BE, -1)
+    tokens_BT = torch.zeros(batch_size, length, dtype=torch.int64)
+    for tokens_T, rows_E in zip(tokens_BT, rows_BE.tolist(), strict=True):
+        tokens = [CLS, *(token for row in rows_E if row >= 0 for token in example_entity_tokens(row, vocab_size))]
+        tokens = (tokens if len(tokens) > 1 else [CLS, SEP])[:length]
+        tokens[-1] = SEP
+        tokens_T[: len(tokens)] = torch.tensor(tokens)
+    return tokens_BT, tokens_BT != 0, rows_BE

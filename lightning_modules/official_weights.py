@@ -7,10 +7,11 @@ image role and suffix 2 the text role.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_modules.errors import ModelError
 
@@ -18,6 +19,7 @@ from lightning_modules.errors import ModelError
 UNUSED = re.compile(
     r"biOutput\.q_dense[12]\.|cross_encoder\.pooler\.|^cls\.predictions\.decoder\.weight$|embeddings\.position_ids$"
 )
+_REGION_DECODER = "cls.imagePredictions.decoder."
 
 _SELF_LAYER = {
     "attention.self.query": "query_key_value[0]",
@@ -80,14 +82,19 @@ _SINGLE = {
     "cls.imagePredictions.transform.LayerNorm": "mrm.norm",
     "cls.imagePredictions.decoder": "mrm.decoder",
 }
+# Only in EGE-CMP's.
+_OF_ENTITIES = {
+    "bert.entity_fc.dense": "network.guide_output",
+    "cls.pv_fc": "mlm_entity.back",
+}
 
 
-def _rename(key: str) -> str | None:
-    if key in _SINGLE:  # a bare parameter
-        return _SINGLE[key]
+def _rename(key: str, single: Mapping[str, str]) -> str | None:
+    if key in single:  # a bare parameter
+        return single[key]
     module, _, leaf = key.rpartition(".")
-    if module in _SINGLE:
-        return f"{_SINGLE[module]}.{leaf}"
+    if module in single:
+        return f"{single[module]}.{leaf}"
     found = re.fullmatch(r"(.+?)\.(\d+)\.(.+)", key)
     if found and found[1] in _STEMS:
         stem, inner = _STEMS[found[1]]
@@ -100,7 +107,7 @@ def _rename(key: str) -> str | None:
 
 def official_name(name: str) -> str:
     """The released name of one of our weights, for messages; of a stacked query, key and value the first."""
-    for theirs, ours in _SINGLE.items():
+    for theirs, ours in (_SINGLE | _OF_ENTITIES).items():
         if name == ours or name.startswith(f"{ours}."):
             return theirs + name[len(ours) :]
     for stem, (ours_stem, inner) in _STEMS.items():
@@ -112,23 +119,28 @@ def official_name(name: str) -> str:
     return name
 
 
-def translate(state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+def translate(state_dict: dict[str, Tensor], entities: bool = False) -> tuple[dict[str, Tensor], list[str]]:
     """Our names and tensors for a released state dict, and the keys it holds that nothing reads.
 
     Query, key and value matrices become one (rows in this order). Prefix `module.` of DataParallel is removed.
 
+    Args:
+        entities: The state dict is EGE-CMP's. Its region decoder may have been trained with a width of 1, that of the
+            label where the feature was meant, and then decodes nothing: it is left out.
+
     Raises:
         ModelError: a key is neither known nor known to be unused.
     """
+    names = _SINGLE | _OF_ENTITIES if entities else _SINGLE
     ours: dict[str, Tensor] = {}
     parts: dict[str, dict[int, Tensor]] = {}
     ignored: list[str] = []
     for full_key, tensor in state_dict.items():
         key = full_key.removeprefix("module.")
-        if UNUSED.search(key):
+        if UNUSED.search(key) or (entities and key.startswith(_REGION_DECODER) and len(tensor) == 1):
             ignored.append(key)
             continue
-        name = _rename(key)
+        name = _rename(key, names)
         if name is None:
             raise ModelError(f"official checkpoint: key {full_key!r} belongs to no part of this model")
         stacked = re.search(r"\[(\d)\]", name)
@@ -144,7 +156,7 @@ def translate(state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[st
 
 
 def capture_arguments(state: dict[str, Tensor], config: dict[str, Any], cross_config: dict[str, Any]) -> dict[str, Any]:
-    """CAPTURE's constructor arguments for a translated state dict.
+    """Constructor arguments of CAPTURE, or of EGE-CMP, for a translated state dict.
 
     Sizes come from the tensors, since the configurations state some wrongly (`v_target_size`) and ignore others
     (`cross_config.num_hidden_layers`); only head counts, which no tensor shows, come from the configurations.
@@ -182,3 +194,18 @@ def capture_arguments(state: dict[str, Tensor], config: dict[str, Any], cross_co
         "cross_heads": int(config["bi_num_attention_heads"]),
         "co_heads": int(cross_config["num_attention_heads"]),
     }
+
+
+def load_translated(model: nn.Module, ours: dict[str, Tensor]) -> None:
+    """Fill a model of fitting size from a translated state dict.
+
+    Raises:
+        ModelError: a key is missing or unexpected; it is named as released.
+    """
+    missing, unexpected = model.load_state_dict(ours, strict=False)
+    if missing or unexpected:
+        names = [official_name(name) for name in (missing or unexpected)]
+        raise ModelError(
+            f"official checkpoint: {'missing' if missing else 'unexpected'} key {names[0]!r}"
+            + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+        )

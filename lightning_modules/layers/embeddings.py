@@ -19,8 +19,9 @@ class TextEmbedding(nn.Module):
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, tokens_BT: Tensor) -> Tensor:
-        position_TD = self.position.weight[: tokens_BT.shape[1]]
+    def forward(self, tokens_BT: Tensor, first: int = 0) -> Tensor:
+        """Vectors of tokens that stand at the positions from `first` on."""
+        position_TD = self.position.weight[first : first + tokens_BT.shape[1]]
         return self.dropout(self.norm(self.word(tokens_BT) + position_TD + self.segment.weight[0]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from lightning_modules.distributed import rank, world_size
 from lightning_modules.errors import ModelError
+
+_32_BITS = 2**32 - 1
 
 
 class Draws:
@@ -29,8 +32,9 @@ class Draws:
     def __init__(
         self, seed: int, step: int, device: torch.device | str, task: str | None = None, part: int = 0
     ) -> None:
-        key = seed * 1_000_003 + step + part * 2_654_435_761  # the generator reads 32 bits: parts lie far apart in them
-        self.generator = torch.Generator().manual_seed(key % 2**63)
+        # The generator reads 32 bits: parts lie far apart in them.
+        self._key = (seed * 1_000_003 + step + part * 2_654_435_761) % 2**63
+        self.generator = torch.Generator().manual_seed(self._key)
         self.device = torch.device(device)
         self.task = task
 
@@ -38,6 +42,22 @@ class Draws:
         """U[0, 1) of shape (rows, *shape) for this rank's rows, on the host; every rank asks for the same shapes."""
         everyone = torch.rand(rows * world_size(), *shape, generator=self.generator)
         return everyone[rank() * rows : (rank() + 1) * rows]
+
+    def keyed(self, rows_M: Tensor, count: int, purpose: str) -> Tensor:
+        """U[0, 1) of shape (M, count) on the rows' device, keyed by each row's number as well as by seed and step.
+
+        Wherever a row stands, and on whichever rank, it gets the same numbers. They come from a hash, computed where
+        the rows lie: the host need not know them.
+
+        Args:
+            rows_M: int64, 0 or more.
+            purpose: Another word, other numbers.
+        """
+        words = f"{self._key}/{purpose}".encode()
+        salt = int.from_bytes(hashlib.blake2s(words, digest_size=4).digest(), "little")
+        column_C = torch.arange(count, device=rows_M.device)
+        mixed_MC = _mix(_mix(rows_M & _32_BITS).bitwise_xor(salt).unsqueeze(1) + column_C & _32_BITS)
+        return (_mix(mixed_MC.bitwise_xor(salt)) >> 8) / 2**24  # as many bits as float32 has
 
     def choose(self, shares: Mapping[str, float]) -> str:
         """One name of `shares` with a probability in proportion to its weight, the same on all ranks.
@@ -64,3 +84,14 @@ class Draws:
         if self.device.type == "cuda":
             host = host.pin_memory()  # from pageable memory the copy would make the host wait
         return host.to(self.device, non_blocking=True)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A bijection of 32-bit numbers in int64 in which every bit of the input changes half of the output's.
+
+    Source of the constants: C. Wellons, hash-prospector (github.com/skeeto), public domain. Both are below 2^31, so no
+    product overflows.
+    """
+    x = (x ^ (x >> 16)) * 0x21F0AAAD & _32_BITS
+    x = (x ^ (x >> 15)) * 0x735A2D97 & _32_BITS
+    return x ^ (x >> 15)

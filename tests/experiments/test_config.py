@@ -97,7 +97,13 @@ def test_every_file_composes_with_every_other(tmp_path: Path, experiment: str, d
 
 
 @pytest.mark.parametrize(
-    ("experiment", "differing"), [("capture", {"text_weights"}), ("text_only", {"text_weights"}), ("image_only", set())]
+    ("experiment", "differing"),
+    [
+        ("capture", {"text_weights"}),
+        ("ege_cmp", {"text_weights"}),
+        ("text_only", {"text_weights"}),
+        ("image_only", set()),
+    ],
 )
 def test_paper_scale_on_product1m_is_the_constructor_default_from_bert(
     experiment: str, differing: set[str], tmp_path: Path
@@ -126,6 +132,16 @@ def test_a_baseline_of_one_modality_has_the_backbone_of_capture(folder: Path, ex
     on_purpose = {"dropout", "text_weights"} if experiment == "text_only" else {"text_weights"}
     assert {key for key, value in alone.items() if fused.get(key) != value} <= on_purpose
     assert len(alone) > 10
+
+
+@pytest.mark.parametrize("scale", ["small", "tiny"])
+def test_ege_cmp_has_the_recipe_of_capture(folder: Path, scale: str) -> None:
+    capture, ege = (
+        config.compose(name, str(folder), scale, None, []).config["model"]["init_args"]
+        for name in ("capture", "ege_cmp")
+    )
+    assert {key: value for key, value in ege.items() if key != "ranked_entities"} == capture
+    assert len(capture) > 20
 
 
 @pytest.mark.parametrize(

@@ -12,17 +12,18 @@ from safetensors.torch import save_file
 
 from datamodules.write_shards import build
 from experiments.cli import main
-from lightning_modules import CAPTURE
+from lightning_modules import CAPTURE, EGECMP
 from lightning_modules.example_batch import example_batch
 from lightning_modules.official_weights import capture_arguments, translate
 from tests.datamodules.tiny_catalogue import TinyCatalogue, tiny_regions
+from tests.parity.official import FOLDER
 
 CONFIG = {
     **{"num_attention_heads": 2, "v_num_attention_heads": 2, "bi_num_attention_heads": 2, "intermediate_size": 64},
     **{"v_intermediate_size": 10, "bi_hidden_size": 8},
 }
 CROSS_CONFIG = {"num_attention_heads": 2}
-SHAPES = Path(__file__).parents[3] / "shared" / "reference" / "capture_state_dict.json"
+SHAPES = FOLDER / "capture_state_dict.json"
 
 
 @pytest.fixture(scope="module")
@@ -31,19 +32,22 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     if not SHAPES.is_file():
         pytest.skip(f"{SHAPES} is missing; it lists the released names and shapes")
     folder = tmp_path_factory.mktemp("official")
-    content = json.loads(SHAPES.read_text())
-    generator = torch.Generator().manual_seed(0)
-    small = {768: 16, 512: 80, 3072: 64, 1024: 10, 2304: 48, 2048: 8, 21128: 120, 1536: 32}
-    state = {
-        name: torch.randn([small.get(size, size) for size in shape], generator=generator) * 0.1
-        for name, shape in ((name, _shape(entry)) for name, entry in content.items())
-    }
+    state = _random_state(SHAPES)
     paths = {name: folder / name for name in ("state.safetensors", "state.bin", "config.json", "cross.json")}
     save_file(state, paths["state.safetensors"])
     torch.save(state, paths["state.bin"])
     paths["config.json"].write_text(json.dumps(CONFIG))
     paths["cross.json"].write_text(json.dumps(CROSS_CONFIG))
     return paths
+
+
+def _random_state(shapes: Path) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    small = {768: 16, 512: 80, 3072: 64, 1024: 10, 2304: 48, 2048: 8, 21128: 120, 1536: 32}
+    return {
+        name: torch.randn([small.get(size, size) for size in shape], generator=generator) * 0.1
+        for name, shape in ((name, _shape(entry)) for name, entry in json.loads(shapes.read_text()).items())
+    }
 
 
 def _shape(entry: object) -> list[int]:
@@ -74,6 +78,25 @@ def test_the_run_folder_holds_the_same_model(
     batch = example_batch(model.input_spec(), batch_size=3)
     for name, vectors in expected.encode(batch).items():
         assert torch.equal(model.encode(batch)[name], vectors), name
+
+
+def test_a_checkpoint_of_ege_cmp(files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state, out = _random_state(SHAPES.with_name("ege_state_dict.json")), tmp_path / "run"
+    save_file(state, tmp_path / "ege.safetensors")
+    words = _words(files | {"ege.safetensors": tmp_path / "ege.safetensors"}, out, "ege.safetensors")
+    assert main(words) == 2
+    assert "belongs to no part of this model; is it a checkpoint of --model capture?" in capsys.readouterr().err
+    words[words.index("capture")] = "ege_cmp"
+    assert main(words) == 0
+    said = capsys.readouterr()
+    for ignored in ("q_dense1", "cross_encoder.pooler", "cls.imagePredictions.decoder"):
+        assert ignored in said.out + said.err
+    stored = torch.load(out / "checkpoints" / "best.ckpt", weights_only=True)
+    model = EGECMP(**stored["hyper_parameters"]).eval()
+    model.load_state_dict(stored["state_dict"])
+    batch = example_batch(model.input_spec(), batch_size=3)
+    expected = EGECMP.from_official(state, CONFIG, CROSS_CONFIG).encode(batch)
+    assert all(torch.equal(vectors, expected[name]) for name, vectors in model.encode(batch).items())
 
 
 def test_it_is_evaluated_on_named_data_only(

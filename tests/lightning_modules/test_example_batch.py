@@ -6,7 +6,7 @@ import torch
 
 from datamodules.batch import InputSpec
 from datamodules.regions import check_class_scores
-from lightning_modules.example_batch import example_batch
+from lightning_modules.example_batch import CLS, ENTITY_ROWS, SEP, example_batch, example_entity_tokens
 
 SPEC = InputSpec(num_regions=5, region_width=8, text_length=10)
 
@@ -33,3 +33,21 @@ def test_pictures_have_no_class_scores() -> None:
     batch = example_batch(SPEC._replace(visual_input="grid", image_size_px=16, region_classes=7))
     assert batch.class_scores_BRC is None
     assert batch.images_B3HW is not None
+
+
+def test_entities_are_rows_of_a_table_and_their_tokens_one_after_the_other() -> None:
+    spec = SPEC._replace(num_entities=4, entity_length=12)
+    batch = example_batch(spec, batch_size=40)
+    rows, tokens, mask = batch.entities_BE, batch.entity_tokens_BT, batch.entity_token_mask_BT
+    assert (rows.shape, tokens.shape, mask.shape) == ((40, 4), (40, 12), (40, 12))
+    assert {int(row.ge(0).sum()) for row in rows} == {0, 1, 2, 3, 4}
+    assert int(rows.max()) < ENTITY_ROWS
+    assert rows[rows >= 0].unique().numel() < int((rows >= 0).sum()), "some are in several captions"
+    for caption, row in enumerate(rows.tolist()):
+        words = [token for entity in row if entity >= 0 for token in example_entity_tokens(entity, 100)] or [SEP]
+        expected = [CLS, *words][:12]
+        expected[-1] = SEP
+        assert tokens[caption, mask[caption]].tolist() == expected
+    without = example_batch(SPEC, batch_size=40)
+    assert without.entities_BE is without.entity_tokens_BT is without.entity_token_mask_BT is None
+    assert torch.equal(without.features_BRD, batch.features_BRD)

@@ -8,8 +8,12 @@ import pkgutil
 import sys
 from typing import Any, TypeVar
 
+import torch
+
 import lightning_modules
-from lightning_modules import CAPTURE, CLIP, LXMERT, ImageOnly, RetrievalModule, TextOnly
+from lightning_modules import CAPTURE, CLIP, EGECMP, LXMERT, ImageOnly, RetrievalModule, TextOnly
+from lightning_modules.entity_graph.graph import EntityGraph
+from lightning_modules.example_batch import ENTITY_ROWS, example_entity_tokens
 
 Model = TypeVar("Model", bound=RetrievalModule)
 
@@ -27,6 +31,9 @@ SIZES: dict[str, Any] = {
     "num_regions": 6,
     "region_width": 24,
     "region_classes": 7,
+    "num_entities": 4,
+    "entity_length": 14,
+    "graph_method": "cosine",
     "image_size_px": 64,
     "backbone": "resnet_tiny",
     "width": 32,
@@ -70,17 +77,35 @@ def objectives_of(kind: type[RetrievalModule]) -> tuple[str, ...]:
 
 
 def tiny(kind: type[Model], **changes: Any) -> Model:
-    """A model of a class with small sizes."""
+    """A model of a class with small sizes; if it has an entity graph, with the one of `build_graph`."""
     known = inspect.signature(kind).parameters
     if "architecture" in known:  # open_clip says the sizes
         return kind(**({"architecture": CLIP_CONFIG, "pretrained": None} | changes))
     sizes = {name: value for name, value in SIZES.items() if name in known}
-    return kind(**(sizes | changes))
+    model = kind(**(sizes | changes))
+    if getattr(model, "graph", None) is not None:
+        build_graph(model.graph)  # type: ignore[arg-type]
+    return model
+
+
+def build_graph(graph: EntityGraph, groups: int = 6) -> None:
+    """The entities of the example batch, every one alike to those whose row leaves the same remainder."""
+    tokens_NL = torch.zeros(ENTITY_ROWS, 16, dtype=torch.int32)
+    for row in range(ENTITY_ROWS):
+        tokens = example_entity_tokens(row, SIZES["vocab_size"])
+        tokens_NL[row, : len(tokens)] = torch.tensor(tokens)
+    graph.set_entities(tokens_NL, "of the example batch")
+    graph.rebuild(torch.eye(groups)[torch.arange(ENTITY_ROWS) % groups], 0)
 
 
 def tiny_capture(**changes: Any) -> CAPTURE:
     """CAPTURE with width 32 on 24-wide region features."""
     return tiny(CAPTURE, **changes)
+
+
+def tiny_ege(**changes: Any) -> EGECMP:
+    """EGE-CMP with width 32 on 24-wide region features, its graph built."""
+    return tiny(EGECMP, **changes)
 
 
 def tiny_clip(**changes: Any) -> CLIP:

@@ -1,39 +1,34 @@
-"""CAPTURE against what the authors' code computes, on random weights in their names (REFERENCE §6)."""
+"""CAPTURE against what the authors' code computes."""
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 
 from lightning_modules import CAPTURE
 from lightning_modules.layers.regions import Regions
-
-FOLDER = Path(os.environ.get("PARITY_DATA", Path(__file__).parents[3] / "shared" / "reference"))
-FILES = sorted(FOLDER.glob("*.safetensors"))
-
-
-def _read(path: Path) -> tuple[dict[str, str], dict[str, dict[str, torch.Tensor]]]:
-    with safe_open(path, "pt") as file:
-        groups: dict[str, dict[str, torch.Tensor]] = {"weights": {}, "inputs": {}, "outputs": {}}
-        for key in file.keys():  # noqa: SIM118  (not a dict)
-            group, name = key.split("/", 1)
-            groups[group][name] = file.get_tensor(key)
-        return file.metadata(), groups
+from tests.parity.official import (
+    CONFIG,
+    CROSS_CONFIG,
+    FILES,
+    FOLDER,
+    NO_FILES,
+    assert_equal,
+    read,
+    zeros_at_full_size,
+)
 
 
-@pytest.mark.skipif(not FILES, reason=f"no *.safetensors in {FOLDER}; set PARITY_DATA to the folder that holds them")
+@pytest.mark.skipif(not FILES, reason=NO_FILES)
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_outputs_equal_the_authors(path: Path) -> None:
-    metadata, data = _read(path)
-    if metadata["model"] != "capture":
-        pytest.skip(f"holds model {metadata['model']!r}, this test is CAPTURE's")
-    model = CAPTURE.from_official(data["weights"], json.loads(metadata["config"]), json.loads(metadata["cross_config"]))
-    inputs, expected = data["inputs"], data["outputs"]
+    official = read(path)
+    if official.model != "capture":
+        pytest.skip(f"holds model {official.model!r}, this test is CAPTURE's")
+    model = CAPTURE.from_official(official.weights, official.config, official.cross_config)
+    inputs = official.inputs
     token_mask, region_mask = inputs["token_mask"].bool(), inputs["region_mask"].bool()
     with torch.no_grad():
         streams, fused = model.network(
@@ -52,25 +47,13 @@ def test_outputs_equal_the_authors(path: Path) -> None:
         "stream_pooled_t": streams.text.pooled_BD,
         "stream_pooled_v": streams.image.pooled_BD,
     }
-    for name, value in vectors.items():
-        torch.testing.assert_close(value, expected[name], atol=3e-6, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
-    for name, value in losses.items():
-        torch.testing.assert_close(value, expected[name], atol=5e-6, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+    assert_equal(vectors | losses, official)
+    assert (vectors | losses).keys() == official.outputs.keys()
 
 
 @pytest.mark.skipif(not (FOLDER / "capture_state_dict.json").exists(), reason="capture_state_dict.json is not at hand")
 def test_full_size_names_and_shapes_load() -> None:
-    shapes = json.loads((FOLDER / "capture_state_dict.json").read_text())
-    config = {
-        "intermediate_size": 3072,
-        "v_intermediate_size": 1024,
-        "bi_hidden_size": 512,
-        "num_attention_heads": 12,
-        "v_num_attention_heads": 8,
-        "bi_num_attention_heads": 8,
-    }
-    state = {name: torch.zeros(shape) for name, shape in shapes.items()}
-    model = CAPTURE.from_official(state, config, {"num_attention_heads": 8})
+    model = CAPTURE.from_official(zeros_at_full_size("capture_state_dict.json"), CONFIG, CROSS_CONFIG)
     published = CAPTURE()
     assert {k: v.shape for k, v in model.state_dict().items()} == {
         k: v.shape for k, v in published.state_dict().items()
