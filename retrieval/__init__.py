@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         same_product_metrics,
         textbook_metrics,
     )
+    from retrieval.nearest import nearest_rows
     from retrieval.official_lists import (
         Annotations,
         read_annotations,
@@ -41,6 +42,7 @@ _HOME = {
     "per_query_scores": "metrics",
     "same_product_metrics": "metrics",
     "textbook_metrics": "metrics",
+    "nearest_rows": "nearest",
     "Annotations": "official_lists",
     "read_annotations": "official_lists",
     "read_ranking": "official_lists",
@@ -66,6 +68,7 @@ __all__ = [
     "RetrievalError",
     "false_negatives_per_batch",
     "merge_rankings",
+    "nearest_rows",
     "official_metrics",
     "paired_bootstrap",
     "per_query_scores",
