@@ -15,9 +15,16 @@ PRODUCTS = 1 << 24  # multiplications of a block of rows: bounds what its part o
 SCORE_BITS = 30  # of a float32 in [0, 1]
 
 
-def feature_cosine(features_ND: Tensor, kept: int, seed: int = 0) -> Neighbours:
-    """Cosine of node features, by the nearest rows on the unit sphere; cosines <= 0 and zero vectors list nothing."""
+def feature_cosine(features_ND: Tensor, kept: int, centred: bool = True, seed: int = 0) -> Neighbours:
+    """Cosine of node features, by the nearest rows on the unit sphere; cosines <= 0 and zero vectors list nothing.
+
+    Args:
+        centred: Take the mean of the nodes off first. Embeddings behind a LayerNorm share a long component, so that
+            plain cosines all lie close to 1 and tell nothing.
+    """
     found = Neighbours.empty(len(features_ND), kept)
+    if centred and len(features_ND) > 1:
+        features_ND = features_ND - features_ND.mean(0)
     real_M = features_ND.any(1).nonzero().squeeze(1)
     if len(real_M) < 2:
         return found
