@@ -63,10 +63,9 @@ def nearest_rows(
     if wanted < 1:
         return NearestRows(index_NK, squared_NK)
     with full_precision():
-        # Distances stay the same and lose fewer digits: many embeddings share one long component.
-        vectors_ND = vectors_ND - vectors_ND.mean(0)
         if num < exact_below:
-            found = _exact(vectors_ND, np.arange(num), wanted)
+            # Distances stay the same and lose fewer digits: many embeddings share one long component.
+            found = _exact(vectors_ND - vectors_ND.mean(0), np.arange(num), wanted)
         else:
             found = _by_index(vectors_ND, wanted, recall, seed)
     index_NK[:, :wanted], squared_NK[:, :wanted] = found
@@ -122,7 +121,11 @@ def _build_index(vectors_ND: np.ndarray, generator: np.random.Generator) -> Any:
     num, width = vectors_ND.shape
     num_cells = int(4 * num**0.5)
     index = faiss.IndexIVFFlat(faiss.IndexFlatL2(width), width, num_cells, faiss.METRIC_L2)
-    index.cp.seed, index.cp.niter, index.cp.min_points_per_centroid = int(generator.integers(2**31)), KMEANS_ITERATIONS, 1
+    index.cp.seed, index.cp.niter, index.cp.min_points_per_centroid = (
+        int(generator.integers(2**31)),
+        KMEANS_ITERATIONS,
+        1,
+    )
     learnt = generator.choice(num, min(num, ROWS_PER_CENTRE * num_cells), replace=False)
     index.train(vectors_ND[learnt])
     index.add(vectors_ND)

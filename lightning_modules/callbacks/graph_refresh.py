@@ -114,7 +114,8 @@ def node_features(model: Any) -> Tensor:
     try:
         with torch.autocast(device.type, enabled=False):
             parts = [
-                model.node_features(tokens_ML.to(device)).float().cpu() for tokens_ML in tokens_NL.split(NODES_AT_A_TIME)
+                model.node_features(tokens_ML.to(device)).float().cpu()
+                for tokens_ML in tokens_NL.split(NODES_AT_A_TIME)
             ]
     finally:
         model.train(training)

@@ -59,7 +59,9 @@ class _MeanLogPartition(torch.autograd.Function):
         total, grad_NZ = z_NZ.new_zeros(()), torch.zeros_like(z_NZ)
         for start in range(0, len(z_NZ), BLOCK):
             rows = slice(start, start + BLOCK)
-            distance_BN = torch.addmm(squared_N, z_NZ[rows], z_NZ.T, alpha=-2.0).add_(squared_N[rows, None]).clamp_(min=0)
+            distance_BN = (
+                torch.addmm(squared_N, z_NZ[rows], z_NZ.T, alpha=-2.0).add_(squared_N[rows, None]).clamp_(min=0)
+            )
             p_BN = distance_BN.neg_().exp_()
             sum_B1 = p_BN.sum(1, keepdim=True)  # at least 1: the node itself
             total += sum_B1.log().sum()

@@ -135,7 +135,7 @@ class EntityGraph(nn.Module):
             raise ModelError(f"the entity graph has {self.num_nodes} nodes; got features {tuple(features_ND.shape)}")
         features_ND = features_ND.detach().cpu()
         features_ND = features_ND if features_ND.dtype == torch.float64 else features_ND.float()
-        bad = torch.nonzero(~torch.isfinite(features_ND).all(1))
+        bad = torch.nonzero(~torch.isfinite(features_ND.sum(1)))
         if len(bad):
             raise ModelError(
                 f"the feature of entity {int(bad[0])} holds nan or inf ({len(bad)} of {self.num_nodes} do): look for a "
@@ -186,7 +186,7 @@ class EntityGraph(nn.Module):
 
     @property
     def _device(self) -> torch.device:
-        return self._state["interval"].device
+        return self._state["tokens_NL"].device
 
     def _check_table(self, other: str) -> None:
         if other != self.table_hash:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sp
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from lightning_modules.entity_graph.neighbours import NONE, Neighbours
@@ -23,12 +22,16 @@ def feature_cosine(features_ND: Tensor, kept: int, centred: bool = True, seed: i
             plain cosines all lie close to 1 and tell nothing.
     """
     found = Neighbours.empty(len(features_ND), kept)
-    if centred and len(features_ND) > 1:
-        features_ND = features_ND - features_ND.mean(0)
-    real_M = features_ND.any(1).nonzero().squeeze(1)
+    unit_MD = features_ND.clone()  # the one copy: hundreds of MB with many nodes
+    real_M = (torch.linalg.vector_norm(features_ND, dim=1) > 0).nonzero().squeeze(1)
     if len(real_M) < 2:
         return found
-    index_MK, squared_MK = nearest_rows(F.normalize(features_ND[real_M], eps=1e-30), kept, seed=seed)
+    if len(real_M) < len(features_ND):
+        unit_MD = unit_MD[real_M]
+    if centred:
+        unit_MD -= unit_MD.mean(0)
+    unit_MD /= torch.linalg.vector_norm(unit_MD, dim=1, keepdim=True).clamp(min=1e-30)
+    index_MK, squared_MK = nearest_rows(unit_MD, kept, seed=seed)
     score_MK = (1 - torch.from_numpy(squared_MK).float() / 2).clamp(max=1.0)  # |a - b|² = 2 - 2 cos of unit vectors
     listed_MK = score_MK > 0
     found.index_NK[real_M] = torch.where(listed_MK, real_M[torch.from_numpy(index_MK)], NONE)

@@ -9,7 +9,9 @@ from torch import Tensor
 from lightning_modules.entity_graph.neighbours import POSITIVE_ABOVE, Neighbours
 
 
-def planted(num: int, clusters: int, width: int = 64, spread: float = 0.25, common: float = 0.0) -> tuple[Tensor, Tensor]:
+def planted(
+    num: int, clusters: int, width: int = 64, spread: float = 0.25, common: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """features_ND behind a LayerNorm, and the cluster of each; `common` is the length of what all of them share."""
     generator = torch.Generator().manual_seed(0)
     centre_CD = torch.randn(clusters, width, generator=generator)

@@ -46,7 +46,7 @@ def test_weights_losses_and_similarity_agree_with_the_dense_method(rounds: int, 
     found = learn_graph(x_ND, SMALL._replace(rounds=rounds), encoder=encoder)
     assert len(found.losses) == rounds
     np.testing.assert_allclose(found.losses, expected_losses, rtol=1e-9)
-    assert found.losses[0][-1] < 0.98 * found.losses[0][0]
+    assert found.losses[0][-1] < 0.995 * found.losses[0][0]
     np.testing.assert_allclose(found.weights_NN.toarray(), expected_NN, atol=1e-7)
     neighbours = row_cosine(found.weights_NN, 20)
     similarity_NN = dense_similarity(expected_NN).fill_diagonal_(-1)
@@ -84,7 +84,7 @@ def test_the_full_loss_and_its_gradient_are_the_dense_ones() -> None:
 
 
 def test_a_sampled_loss_estimates_the_full_one() -> None:
-    """With every node a seed only the draws of others and of smoothing neighbours are left; k = 30 samples all three."""
+    """k = 4 samples seeds and the softmax; k = 30 also the neighbours, and those that a node is smoothed over."""
     x_ND = _unit(1500).float()
     generator = torch.Generator().manual_seed(0)
     for k in (4, 30):
@@ -109,7 +109,7 @@ def test_planted_clusters_are_found(common: float, exact_below: int) -> None:
     features_ND, cluster_N = planted(600, 15, common=common)
     if common:
         assert (F.normalize(features_ND) @ F.normalize(features_ND).T).min() > 0.7  # they all look alike
-    settings = AdaGAESettings(rounds=5, steps=30, exact_below=exact_below)
+    settings = AdaGAESettings(rounds=5, steps=20, exact_below=exact_below, seeds=64)
     neighbours = row_cosine(learn_graph(F.normalize(features_ND), settings).weights_NN, 32)
     assert neighbours.share_with_positive > 0.9
     assert precision_of_positives(neighbours, cluster_N) > 0.97
