@@ -56,7 +56,7 @@ table: setup ## Markdown table of runs: TABLE=<name>, or RUNS="runs/a runs/b" [O
 report: setup ## one static HTML page of a run: RUN=runs/<run_id> [OUT=file.html]
 	@$(CLI) report $(call option,--run,$(RUN)) $(call option,--out,$(OUT)) $(ARGS)
 
-bench: setup ## throughput and memory of loader, training step and search
+bench: setup ## throughput and memory of loader, training step and search; ARGS=graph: of the entity graph
 	@$(CLI) bench $(ARGS)
 
 doctor: ## versions, devices, vendor imports, and the remedy for what is broken; works without set-up

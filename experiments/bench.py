@@ -1,4 +1,4 @@
-"""`bench`: throughput and memory of loader, training step and search, each measured beside its bare counterpart."""
+"""`bench`: throughput and memory of loader, training step, search and graph, each measured beside its bare counterpart."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ BENCHES = {
     "parts": ("experiments.bench_step", "bench_parts"),
     "methods": ("experiments.bench_methods", "bench_methods"),
     "search": ("experiments.bench_search", "bench_search"),
+    "graph": ("experiments.bench_graph", "bench_graph"),
 }
-BY_NAME_ONLY = {"parts", "methods"}  # take longer than the step; of interest to who changes the step or compares models
+# take longer than the step; of interest to who changes the step or the graph, or compares models
+BY_NAME_ONLY = {"parts", "methods", "graph"}
 
 
 def bench_command(words: list[str]) -> None:

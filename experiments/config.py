@@ -25,6 +25,7 @@ FIXED_CLASSES = {
     "checkpoint": "lightning.pytorch.callbacks.ModelCheckpoint",
     "evaluation": "lightning_modules.callbacks.retrieval_evaluation.RetrievalEvaluation",
     "speed": "lightning_modules.callbacks.speed.Speed",
+    "graph_refresh": "lightning_modules.callbacks.graph_refresh.GraphRefresh",
 }
 SECTIONS = ("seed_everything", "trainer", "model", "data", *FIXED_CLASSES)
 NOT_EXPERIMENTS = {"base"}

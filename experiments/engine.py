@@ -17,6 +17,7 @@ from experiments.randomness import RandomState
 from experiments.runs import RunFolder
 from lightning_modules import RetrievalModule
 from lightning_modules.callbacks.fit_whitening import FitWhitening
+from lightning_modules.callbacks.graph_refresh import GraphRefresh, graph_of
 from lightning_modules.callbacks.retrieval_evaluation import RetrievalEvaluation
 from lightning_modules.callbacks.speed import Speed
 from lightning_modules.callbacks.throughput import Throughput
@@ -81,6 +82,7 @@ class _ExperimentCLI(LightningCLI):
         parser.add_lightning_class_args(RetrievalEvaluation, "evaluation")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(Speed, "speed")
+        parser.add_class_arguments(GraphRefresh, "graph_refresh")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_object(args)  # the base method warns about words in sys.argv, which are ours
@@ -89,6 +91,8 @@ class _ExperimentCLI(LightningCLI):
         self.config.checkpoint.dirpath = str(self.run.checkpoints)
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
+        if graph_of(self.model) is not None:
+            self.trainer_defaults["callbacks"].append(self.config_init.graph_refresh)
         return super().instantiate_trainer(logger=self.loggers or False, **kwargs)
 
     def resolved(self) -> dict[str, Any]:

@@ -111,8 +111,10 @@ def config_hash(composition: Composition, extra: dict[str, Any] | None = None) -
         values = {k: v for k, v in config.get(section, {}).items() if k not in NOT_IDENTITY.get(section, set())}
         if section == "trainer":
             values = {k: v for k, v in values.items() if k in TRAINER_KEYS}
-        if section not in ("checkpoint", "speed"):
-            identity[section] = schema.differing(values, class_path)
+        differing = schema.differing(values, class_path)
+        if section in ("checkpoint", "speed") or (section == "graph_refresh" and not differing):
+            continue  # the latter is younger than some runs, whose ids must stay
+        identity[section] = differing
     text = json.dumps(identity, sort_keys=True, default=str, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

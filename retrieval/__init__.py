@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from retrieval.false_negatives import false_negatives_per_batch
     from retrieval.merge import merge_rankings
     from retrieval.metrics import QueryScores, official_metrics, per_query_scores, textbook_metrics
+    from retrieval.nearest import nearest_rows
     from retrieval.official_lists import (
         Annotations,
         read_annotations,
@@ -40,6 +41,7 @@ _HOME = {
     "official_metrics": "metrics",
     "per_query_scores": "metrics",
     "textbook_metrics": "metrics",
+    "nearest_rows": "nearest",
     "Annotations": "official_lists",
     "read_annotations": "official_lists",
     "read_ranking": "official_lists",
@@ -69,6 +71,7 @@ __all__ = [
     "RetrievalError",
     "false_negatives_per_batch",
     "merge_rankings",
+    "nearest_rows",
     "official_metrics",
     "paired_bootstrap",
     "per_query_scores",

@@ -160,10 +160,7 @@ def _top(score_BM: Tensor, num: int) -> tuple[Tensor, Tensor]:
 
 
 def _propose_faiss(query_QD: Tensor, gallery_ND: Tensor, num: int, on_gpu: bool) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        import faiss
-    except ImportError as error:
-        raise RetrievalError("backend 'faiss' needs faiss (see `make doctor`), or use backend 'torch'") from error
+    faiss = load_faiss("backend 'faiss'", "use backend 'torch'")
     query, gallery = query_QD.cpu().numpy(), gallery_ND.cpu().numpy()
     if not on_gpu:
         return faiss.knn(query, gallery, num, metric=faiss.METRIC_INNER_PRODUCT)
@@ -174,6 +171,15 @@ def _propose_faiss(query_QD: Tensor, gallery_ND: Tensor, num: int, on_gpu: bool)
     index = faiss.GpuIndexFlatIP(resources, gallery.shape[1])
     index.add(gallery)
     return index.search(query, num)
+
+
+def load_faiss(wanted_by: str, instead: str) -> Any:
+    """The module, imported where it is needed: a broken wheel breaks one feature with a clear message."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise RetrievalError(f"{wanted_by} needs faiss (see `make doctor`), or {instead}") from error
+    return faiss
 
 
 def _search_all(
