@@ -137,7 +137,7 @@ class MinedSource:
                     common.add(join_units(run))
                 elif run[0] not in common and run[-1] not in common:
                     yield join_units(run), captions
-            standing.append(good_G)
+            standing.append(good_G | np.isfinite(apart_G))  # a term, or made of terms
 
 
 def _names_something(run: list[str]) -> bool:

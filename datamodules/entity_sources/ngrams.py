@@ -124,7 +124,7 @@ def cohesion(levels: list[Grams], standing: list[np.ndarray], is_word_G: np.ndar
 
     Args:
         levels: n-grams of 1 … n units.
-        standing: for 1 … n − 1 units, which n-grams are terms in their own right.
+        standing: for 1 … n − 1 units, which n-grams are terms in their own right, or made of such.
         is_word_G: which single units are whole words, not ideographs.
 
     Returns:

@@ -96,8 +96,10 @@ def test_remembered_units_give_the_ids_of_the_whole_pipeline(folder: Path, capti
     rust = RustTokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer = load_tokenizer("shards", folder)
     assert tokenizer._units is not None, "the fast way is the one under test"
-    assert tokenizer._tokens(captions) == [one.ids for one in rust.encode_batch(captions, add_special_tokens=False)]
-    assert tokenizer._tokens(captions + captions)[len(captions) :] == tokenizer._tokens(captions)
+    assert tokenizer.encode_words(captions) == [
+        one.ids for one in rust.encode_batch(captions, add_special_tokens=False)
+    ]
+    assert tokenizer.encode_words(captions + captions)[len(captions) :] == tokenizer.encode_words(captions)
 
 
 def test_errors_name_the_remedy(folder: Path, tmp_path: Path) -> None:

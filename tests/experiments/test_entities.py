@@ -10,7 +10,10 @@ import pytest
 
 from datamodules.entities import read_table
 from datamodules.manifest import read_manifest
+from datamodules.write_shards import build
 from experiments.cli import main
+from experiments.data_commands import mine_entities
+from tests.datamodules.tiny_catalogue import TinyCatalogue
 
 TITLES = ("兰蔻口红", "兰蔻面霜", "ahc口红", "欧莱雅面霜")
 LABELS = {"兰": "B-HPPX", "蔻": "I-HPPX", "口": "B-HCCX", "红": "I-HCCX", "面": "B-HCCX", "霜": "I-HCCX"}
@@ -33,9 +36,9 @@ def test_a_build_mines_entities_and_leaves_those_of_another_source(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "shop"
-    sizes = ["num_train_singles=60", "num_train_multis=12", "num_gallery=24", "num_val=4", "num_test=4"]
+    sizes = ["num_train_singles=60", "num_train_multis=12", "num_gallery=72", "num_val=4", "num_test=4"]
     words = ["data", "build", "synthetic", "--out", str(out), "--workers", "1"]
-    words += [word for size in [*sizes, "num_labels=12", "image_size_px=40"] for word in ("--set", size)]
+    words += [word for size in [*sizes, "num_labels=24", "image_size_px=40"] for word in ("--set", size)]
     assert main([*words, "--no-entities"]) == 0
     before = read_manifest(out)
     assert before["entities"] is None
@@ -57,15 +60,15 @@ def test_a_build_mines_entities_and_leaves_those_of_another_source(
     assert set(read_table(out, read_manifest(out)).names) == {"口红", "精华"}
 
 
-def test_captions_that_repeat_nothing_build_without_entities(
+def test_captions_that_repeat_nothing_leave_a_build_without_entities(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sizes = ["num_train_singles=1", "num_train_multis=0", "num_gallery=2", "num_val=1", "num_test=1", "num_labels=2"]
-    words = ["data", "build", "synthetic", "--out", str(tmp_path / "shop"), "--workers", "1"]
-    words += [word for size in [*sizes, "image_size_px=40"] for word in ("--set", size)]
-    assert main(words) == 0
-    assert "entities none: Mining found no entity in 1 training captions" in capsys.readouterr().out
-    assert main([*words, "--mine", "min_captions=9"]) == 2, "asked for, so it is an error"
+    out = tmp_path / "shop"
+    build(TinyCatalogue({"train": 2, "val": 1, "test": 1, "gallery": 5}), out, vocab_size=60, progress=False)
+    mine_entities(out)
+    assert "entities none: Mining found no entity in 2 training captions" in capsys.readouterr().out
+    assert main(["data", "entities", str(out)]) == 2, "asked for, so it is an error"
+    assert main(["data", "verify", str(out)]) == 0
 
 
 def test_stored_answers_and_rules(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
