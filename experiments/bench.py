@@ -1,4 +1,4 @@
-"""`bench`: throughput and memory of loader, training step, search and graph, each measured beside its bare counterpart."""
+"""`bench`: throughput and memory of loader, step, search and graph, each measured beside its bare counterpart."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def bench_graph(
     checked: int = 5_000,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Time the cosine graph beside a bare FAISS inverted file (train, add, search), then AdaGAE at its published schedule.
+    """Time the cosine graph beside a bare FAISS inverted file (train, add, search), then AdaGAE at its full schedule.
 
     Args:
         cosine_nodes, adagae_nodes: 0 and () leave them out.

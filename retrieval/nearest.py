@@ -133,14 +133,15 @@ def _build_index(vectors_ND: np.ndarray, generator: np.random.Generator) -> Any:
 
 
 def _search(index: Any, vectors_ND: Tensor, rows: np.ndarray, k: int) -> NearestRows:
-    found = [np.empty((len(rows), k), np.int64), np.empty((len(rows), k), np.float32)]
+    found = NearestRows(np.empty((len(rows), k), np.int64), np.empty((len(rows), k), np.float32))
     for start in range(0, len(rows), 16384):
         part = rows[start : start + 16384]
         squared_BC, index_BC = index.search(vectors_ND[part].float().numpy(), k + 1)
         squared_BC[(index_BC == part[:, None]) | (index_BC == NO_ROW)] = np.inf
         index_BC[index_BC == part[:, None]] = NO_ROW
-        found[0][start : start + 16384], found[1][start : start + 16384] = _sorted(index_BC, squared_BC, k)
-    return NearestRows(*found)
+        best = _sorted(index_BC, squared_BC, k)
+        found.index_NK[start : start + 16384], found.squared_NK[start : start + 16384] = best
+    return found
 
 
 def _recall(found: NearestRows, true: NearestRows) -> float:

@@ -67,7 +67,7 @@ class EntityGraph(nn.Module):
     # ---- nodes -----------------------------------------------------------------------------------------------------
 
     @property
-    def tokens_NL(self) -> Tensor:
+    def tokens_NL(self) -> Tensor:  # noqa: N802
         """Tokens of each node, int32, padded with 0."""
         return self._state["tokens_NL"]
 

@@ -68,6 +68,10 @@ def as_torch(matrix_NN: sp.csr_matrix) -> Tensor:
     """The same matrix for products with dense ones on all cores."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*[Ss]parse CSR.*")  # "beta state"
-        parts = (matrix_NN.indptr.astype(np.int64), matrix_NN.indices.astype(np.int64), matrix_NN.data)
-        tensors = (torch.from_numpy(part) for part in parts)
-        return torch.sparse_csr_tensor(*tensors, size=matrix_NN.shape, check_invariants=False)
+        return torch.sparse_csr_tensor(
+            torch.from_numpy(matrix_NN.indptr.astype(np.int64)),
+            torch.from_numpy(matrix_NN.indices.astype(np.int64)),
+            torch.from_numpy(matrix_NN.data),
+            size=matrix_NN.shape,
+            check_invariants=False,
+        )
