@@ -23,12 +23,10 @@ import torch
 from torch import Tensor
 
 from datamodules.batch import InputSpec, ProductBatch
-from lightning_modules.capture_features import CANDIDATES, retrieval_features
-from lightning_modules.capture_network import Fused
+from lightning_modules.ege_features import CANDIDATES, ege_features, to_whiten
 from lightning_modules.ege_network import (
     EntityStreamTransformer,
     Fusion,
-    ThreeFused,
     ThreeMasks,
     ThreeRead,
     ThreeStreams,
@@ -219,7 +217,7 @@ class EGECMP(RegionTextModule):
             self.graph = EntityGraph(graph_method, graph_rounds, graph_steps)
         self.whitening_samples = whitening_samples
         if whitening_samples:
-            for modality in MODALITIES:
+            for modality in (*MODALITIES, "entity"):
                 self.whitening.update(stream_whitening(modality, width, output_width))
         self.compares_samples = self.clr is not None
         self.uses_in_batch_negatives = self.clr is not None or (ranks and graph_negatives == "batch")
@@ -346,14 +344,10 @@ class EGECMP(RegionTextModule):
         regions = self.regions(batch)
         streams = self._streams(batch, regions)
         masks = ThreeMasks(batch.token_mask_BT, regions.mask_BR, read_entities(batch).mask_BT)
-        fused: ThreeFused = self.network.fuse(streams, masks)
-        pair = streams.pair()
-        return retrieval_features(
-            pair, Fused(fused.text_BTD, fused.image_BRD), self.whiten(pair.by_name()), masks.text_BT, masks.image_BR
-        )
+        return ege_features(streams, self.network.fuse(streams, masks), self.whiten(to_whiten(streams)), masks)
 
     def unwhitened(self, batch: ProductBatch) -> dict[str, Tensor]:
-        return self._streams(batch, self.regions(batch)).pair().by_name()
+        return to_whiten(self._streams(batch, self.regions(batch)))
 
 
 class Entities(NamedTuple):

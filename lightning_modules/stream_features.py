@@ -33,7 +33,11 @@ MODALITIES = {
     "text": ("text_stream", "text_whitened", "text_bag"),
 }
 # modality -> the bag over its embedding layer, the bag over its last self layer
-_BAGS = {"text": ("words", "text_stream"), "image": ("regions", "image_stream")}
+_BAGS = {
+    "text": ("words", "text_stream"),
+    "image": ("regions", "image_stream"),
+    "entity": ("entity_words", "entity_stream"),
+}
 
 
 class Stream(NamedTuple):
@@ -55,7 +59,7 @@ def read_stream(
 
 
 def by_name(modality: str, stream: Stream) -> dict[str, Tensor]:
-    """What of one modality ("text" or "image") may be whitened."""
+    """What of one modality ("text", "image" or "entity") may be whitened."""
     embedded, bag = _BAGS[modality]
     return {embedded: stream.embedded_bag_BD, bag: stream.bag_BD, f"pooled_{modality}": stream.pooled_BD}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from datetime import timedelta
 from typing import Any
@@ -25,7 +26,7 @@ class GraphRefresh(Callback):
 
     Node features are `model.node_features(tokens_ML)` of the weights as they are then, without dropout. Rank 0
     computes, and the others take over its result, so that all are equal. The graph stands in the checkpoint: a run
-    that goes on reads the same one and starts AdaGAE from the same encoder.
+    that goes on reads the same one and starts AdaGAE from the same encoder. The run's seed is the graph's.
 
     Args:
         first_interval: Before which it is built first; 1 = after the first interval, 0 = before training.
@@ -50,6 +51,7 @@ class GraphRefresh(Callback):
                 f"{type(pl_module).__name__} has an entity graph, but the data has no entities: add them with "
                 "`python -m experiments data entities`, or leave the graph's objectives out"
             )
+        graph.seed = int(os.environ.get("PL_GLOBAL_SEED", graph.seed))
         graph.set_entities(data.entity_tokens(), table.hash)
         if world_size() > 1:
             self._group = dist.new_group(backend="gloo", timeout=PATIENCE)

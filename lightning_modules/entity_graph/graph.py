@@ -63,6 +63,7 @@ class EntityGraph(nn.Module):
         self.method, self.kept, self.centred, self.seed = method, kept, centred, seed
         self.settings = AdaGAESettings(rounds, steps, num_neighbours, growth, lr, lam, exact_below=exact_below)
         self._state = _fresh_state(kept)
+        self._interval = NEVER  # beside the state's: asked for at each step, which must not wait for a device
 
     # ---- nodes -----------------------------------------------------------------------------------------------------
 
@@ -97,11 +98,11 @@ class EntityGraph(nn.Module):
             "table_hash": torch.tensor(list(table_hash.encode()), dtype=torch.uint8),
             **_as_state(Neighbours.empty(len(tokens_NL), self.kept)),
         }
-        self._state = {name: tensor.to(self._device) for name, tensor in state.items()}
+        self._hold(state)
 
     def forget(self) -> None:
         """Go back to a graph without nodes, as for training on another data set."""
-        self._state = {name: tensor.to(self._device) for name, tensor in _fresh_state(self.kept).items()}
+        self._hold(_fresh_state(self.kept))
 
     # ---- edges -----------------------------------------------------------------------------------------------------
 
@@ -118,7 +119,7 @@ class EntityGraph(nn.Module):
     @property
     def interval(self) -> int:
         """The interval before which it was built last."""
-        return int(self._state["interval"])
+        return self._interval
 
     @torch.no_grad()
     def rebuild(self, features_ND: Tensor, interval: int) -> None:
@@ -149,7 +150,7 @@ class EntityGraph(nn.Module):
         state = {**self._state, **_as_state(neighbours), "interval": torch.tensor(interval)}
         if encoder is not None:
             state |= {"hidden_DH": encoder.hidden_DH, "output_HZ": encoder.output_HZ}
-        self._state = {name: tensor.to(self._device) for name, tensor in state.items()}
+        self._hold(state)
 
     def _adagae(self, features_ND: Tensor, seed: int) -> tuple[Neighbours, Encoder | None]:
         neighbours = Neighbours.empty(self.num_nodes, self.kept)
@@ -181,8 +182,12 @@ class EntityGraph(nn.Module):
             self._check_table(found)
         if not found and self.table_hash:
             return self  # a checkpoint from before there were nodes
-        self._state = {name: state[name].detach().clone().to(self._device) for name in self._state}
+        self._hold({name: state[name].detach().clone() for name in self._state})
         return self
+
+    def _hold(self, state: dict[str, Tensor]) -> None:
+        self._interval = int(state["interval"])
+        self._state = {name: tensor.to(self._device) for name, tensor in state.items()}
 
     @property
     def _device(self) -> torch.device:
