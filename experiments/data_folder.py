@@ -33,6 +33,12 @@ class DataFolder(NamedTuple):
     def data_hash(self) -> str:
         return str(self.manifest["data_hash"])
 
+    @property
+    def entities_hash(self) -> str | None:
+        """Of the captions' entities, which are no part of the data hash; None where there are none."""
+        entities = self.manifest.get("entities")
+        return str(entities["hash"]) if entities else None
+
     def tokenizer_arguments(self) -> dict[str, int]:
         """Constructor arguments that follow from the tokenizer stored in the folder.
 

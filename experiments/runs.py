@@ -107,6 +107,8 @@ def config_hash(composition: Composition, extra: dict[str, Any] | None = None) -
             k: _content(v) for k, v in arguments.items() if k not in NOT_IDENTITY.get(section, set()) | {"seed"}
         }
         identity[section] = [class_path, schema.differing(arguments, class_path)]
+        if section == "model" and "num_entities" in schema.signature(class_path):
+            identity["entities"] = composition.data.entities_hash
     for section, class_path in FIXED_CLASSES.items():
         values = {k: v for k, v in config.get(section, {}).items() if k not in NOT_IDENTITY.get(section, set())}
         if section == "trainer":

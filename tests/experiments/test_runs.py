@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import runs
+from experiments import config, runs
 from experiments.errors import UsageError
 from tests.experiments.test_config import compose, write_folder
 
@@ -62,6 +62,16 @@ def test_the_same_shards_elsewhere_are_the_same_run(folder: Path, tmp_path: Path
     changed = write_folder(tmp_path / "changed", "synthetic", data_hash="f" * 16)
     assert run_id(moved) == run_id(folder)
     assert run_id(changed) != run_id(folder)
+
+
+def test_entities_are_in_the_name_of_a_model_that_reads_them(tmp_path: Path) -> None:
+    def of(experiment: str, digest: str) -> str:
+        parts: dict[str, dict] = {"source": {}, "tags": {}, "files": {}, "counts": {}}
+        folder = write_folder(tmp_path / f"{experiment}-{digest}", "synthetic", entities={"hash": digest, **parts})
+        return runs.run_folder(config.compose(experiment, str(folder), "tiny", 0, ()), HOME).run_id
+
+    assert of("ege_cmp", "a") != of("ege_cmp", "b")
+    assert of("capture", "a") == of("capture", "b")
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
