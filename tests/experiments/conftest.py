@@ -24,14 +24,17 @@ SMALL = [
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A synthetic shop with 24 labels."""
+    """A synthetic shop with 24 labels, and the entities of its captions."""
     from datamodules.catalogues import open_catalogue
+    from datamodules.entities import add_entities
+    from datamodules.entity_sources import MinedSource, MiningRules
     from datamodules.write_shards import build
 
     folder = tmp_path_factory.mktemp("data") / "synthetic"
     sizes = {"num_train_singles": 20, "num_train_multis": 12, "num_gallery": 72, "num_val": 9, "num_test": 12}
     catalogue = open_catalogue("synthetic", None, num_labels=24, image_size_px=40, **sizes)
     build(catalogue, folder, shard_size=32, progress=False)
+    add_entities(folder, MinedSource(MiningRules(min_captions=2)), progress=False)
     return folder
 
 

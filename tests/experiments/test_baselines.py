@@ -29,6 +29,7 @@ CASES: dict[str, tuple[str, tuple[str, ...], list[str]]] = {  # name -> experime
     "vilbert with contrast": ("vilbert", ("image", "text"), [*PIXELS, CONTRAST]),
     "lxmert": ("lxmert", ("image", "text"), PIXELS),
     "lxmert with contrast": ("lxmert", ("image", "text"), [*PIXELS, CONTRAST]),
+    "ege_cmp": ("ege_cmp", ("image", "text"), [*PIXELS, "--model.graph_rounds=2", "--model.graph_steps=3"]),
     "image only": ("image_only", ("image",), PIXELS),
     "text only": ("text_only", ("text",), []),
 }
