@@ -71,6 +71,7 @@ class GraphRefresh(Callback):
             "graph/nodes": graph.num_nodes,
             "graph/edges": neighbours.num_edges,
             "graph/share_with_positive": neighbours.share_with_positive,
+            "graph/positives_per_node": neighbours.positives_per_node,
             "graph/seconds": seconds,
         }
         for logger in trainer.loggers:

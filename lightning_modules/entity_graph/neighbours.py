@@ -33,3 +33,8 @@ class Neighbours(NamedTuple):
         if not self.index_NK.numel():
             return 0.0
         return float((self.score_NK[:, 0] > POSITIVE_ABOVE).float().mean())
+
+    @property
+    def positives_per_node(self) -> float:
+        """How many positives a node has in the mean. Many with a share near 1: the graph has run together."""
+        return float((self.score_NK > POSITIVE_ABOVE).sum(1).float().mean()) if len(self.score_NK) else 0.0
