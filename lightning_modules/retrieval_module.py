@@ -56,6 +56,7 @@ class RetrievalModule(lightning.LightningModule, ABC):
     whitening_samples: int = 0  # training pictures the whitening is learned from
     pretrained_prefixes: tuple[str, ...] = ()
     uses_in_batch_negatives = True  # a contrast: more negatives are another objective
+    starts_trained = False  # the weights it is built with can rank, nothing trained: those of a pretrained network
     compares_samples = True  # some objective needs a second sample in the batch
     flops_per_sample = 0.0  # of a training step, forward and backward; counted when training is set up
     _copy_stream: torch.cuda.Stream | None = None

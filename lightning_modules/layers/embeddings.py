@@ -25,8 +25,8 @@ class TextEmbedding(nn.Module):
         last, known = first + tokens_BT.shape[1], self.position.num_embeddings
         if last > known:
             raise ModelError(
-                f"texts of {last} tokens, but model.max_positions={known}: raise it (a pretrained text tower has as many "
-                "as it came with), or shorten the text (model.text_length)"
+                f"texts of {last} tokens, but model.max_positions={known}: raise it (a pretrained text tower has what "
+                "it came with), or shorten the text (model.text_length)"
             )
         position_TD = self.position.weight[first : first + tokens_BT.shape[1]]
         return self.dropout(self.norm(self.word(tokens_BT) + position_TD + self.segment.weight[0]))
