@@ -151,9 +151,7 @@ def _evaluate_own(run: RunFolder, composition: Composition, command: str) -> dic
         write_results(run, record)
         say(scoreboard.render(record))
         if "rerank" in record:
-            say(
-                f"re-ranked by the matching head: rerank/… under test in {run.metrics}, its cost and command under rerank"
-            )
+            say(f"re-ranked: rerank/… under test in {run.metrics}; its cost and command: rerank")
         if recorded:
             say(f"equals what training reported: {_count(recorded)} numbers, largest difference {difference:.1g}")
     return record

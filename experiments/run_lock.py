@@ -69,7 +69,7 @@ def _acquire(run: RunFolder) -> Path:
 
 @contextmanager
 def _guarded(folder: Path) -> Iterator[None]:
-    """Between looking at the lock and writing it nobody else does; a file system without `flock` has to trust to luck."""
+    """Nobody else looks at the lock or writes it meanwhile; a file system without `flock` has to trust to luck."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):

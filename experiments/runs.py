@@ -201,7 +201,7 @@ CODE_FOLDERS = ("lightning_modules", "datamodules", "experiments", "retrieval")
 
 
 def git_state(here: Path = HOME.parent) -> dict[str, Any]:
-    """Commit of the working tree at `here`, and whether the code differs from it; {"commit": None} outside a repository.
+    """Commit of the working tree at `here`, and whether the code differs from it; {"commit": None} where there is none.
 
     It differs if tracked files do, or if a model, an experiment or an overlay lies there that was never added.
     """
