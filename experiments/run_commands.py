@@ -41,14 +41,13 @@ def _add_choice_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, metavar="N", help="seed of weights, masks and data order (default: 0)")
 
 
-def _scale(given: str | None) -> str:
-    """The scale to use; on a machine without a GPU, the published one by oversight is worth a word."""
+def _warn_of_scale(given: str | None) -> None:
+    """The published sizes by oversight, on a machine without a GPU, are worth a word."""
     from experiments import machine
 
     if given is None and machine.rank() == 0 and platform.system() == "Linux" and not machine.visible_gpus():
         words = f"SCALE left out means {DEFAULT_SCALE}, the published sizes, and this machine shows no GPU"
         print(f"warning: {words}: SCALE=tiny (--scale tiny) is made for two CPU cores", file=sys.stderr)
-    return given or DEFAULT_SCALE
 
 
 def _keys_help(experiment: str) -> str:
@@ -75,7 +74,8 @@ def run_command(command: str, description: str, words: list[str]) -> int | None:
     from experiments.run_lock import check_free
     from experiments.runs import clear, run_folder
 
-    composition = config.compose(options.exp, options.data, _scale(options.scale), options.seed, settings)
+    composition = config.compose(options.exp, options.data, options.scale or DEFAULT_SCALE, options.seed, settings)
+    _warn_of_scale(options.scale)
     run = run_folder(composition, Path(options.runs))
     if command == "fit" and options.print_config:
         print(config.dump(composition.config), end="")
@@ -142,5 +142,6 @@ def eval_command(description: str, words: list[str]) -> None:
         evaluate_run(options.run, options.data, settings, command)
     else:
         data = options.data or DEFAULT_DATA
-        composition = config.compose(options.exp, data, _scale(options.scale), options.seed, settings)
+        composition = config.compose(options.exp, data, options.scale or DEFAULT_SCALE, options.seed, settings)
+        _warn_of_scale(options.scale)
         evaluate_untrained(composition, Path(options.runs), command)
