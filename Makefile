@@ -47,7 +47,7 @@ data: setup ## raw source to shard folder: DATA=<name> [SOURCE=synthetic|grocery
 train: setup ## train and test: EXP=capture [DATA=<name|folder>] [SCALE=paper|small|tiny] [SEED=0] [ARGS="--model.lr=5e-5"]
 	@$(CLI) fit $(chosen) $(ARGS)
 
-eval: setup ## evaluate again: RUN=runs/<run_id> [DATA=…], or EXP=<name> DATA=… for a model that needs no training
+eval: setup ## evaluate again: RUN=runs/<run_id> [DATA=…], or as built, nothing trained: EXP=clip DATA=… [SCALE=…]
 	@$(CLI) eval $(call option,--run,$(RUN)) $(chosen) $(ARGS)
 
 table: setup ## Markdown table of runs: TABLE=<name>, or RUNS="runs/a runs/b" [OUT=file.md]

@@ -1,6 +1,7 @@
 """The command line. Light on purpose: torch is imported by the commands that compute, after their words are checked.
 
-Exit codes: 0 done; 2 wrong usage, configuration or missing input (one line, no traceback); 1 failure.
+Exit codes: 0 done; 2 wrong usage, configuration or missing input (one line, no traceback); 143 stopped by SIGTERM;
+1 failure.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +23,7 @@ RUN_COMMANDS = {
     "test": "print the test metrics of a checkpoint",
     "predict": "write the embeddings of test queries and gallery",
 }
+STOPPED = 128 + signal.SIGTERM  # as a shell says it
 COMMANDS = {
     **RUN_COMMANDS,
     "eval": "re-evaluate a run's best checkpoint, or a model that needs no training",
@@ -52,11 +55,23 @@ def main(argv: Sequence[str]) -> int:
 
         to_terminal()
         return int(_dispatch(words[0], words[1:]) or 0)
-    except Exception as problem:
+    except BaseException as problem:
+        if stopped_from_outside(problem):
+            print("stopped by SIGTERM; a training goes on after its last finished interval", file=sys.stderr)
+            return STOPPED
         if not is_user_error(problem):
             raise
         print(f"error: {one_line(problem)}", file=sys.stderr)
         return 2
+
+
+def stopped_from_outside(problem: BaseException | None) -> bool:
+    """Whether SIGTERM ended this process or, as it goes to the whole group, one of its loader workers first."""
+    while problem is not None:
+        if type(problem).__name__ == "SIGTERMException" or "is killed by signal: Terminated" in str(problem):
+            return True
+        problem = problem.__cause__ or problem.__context__
+    return False
 
 
 def is_user_error(problem: BaseException) -> bool:

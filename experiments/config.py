@@ -75,26 +75,45 @@ def compose(experiment: str, data: str, scale: str, seed: int | None, overrides:
         UsageError: On an unknown name or key, a value of the wrong type, or an overlay that changes a class.
         DataError: If the shards are missing or unreadable.
     """
-    known = experiments()
-    if experiment not in known:
-        raise UsageError(f"unknown experiment {experiment!r}: {nearest(experiment, known)}")
+    file = experiment_file(experiment)
     scales = overlays("scale")
     if scale not in scales:
         raise UsageError(f"unknown scale {scale!r}: {nearest(scale, scales)}")
-    config = merge(base(), _read(known[experiment]))
-    settings = parse_overrides(overrides)
+    config = merge(base(), _read(file))
+    settings = parse_overrides(overrides, config)
     check_keys(merge(config, settings))  # before the data: a typo should not wait for shards to be built
     folder = find_data(data, overlays("data"))
 
-    files = [HOME / "base.yaml", known[experiment]]
-    for file in (folder.overlay, scales[scale]):
-        config = merge(config, _overlay(file, experiment))
-        files.append(file)
+    files = [HOME / "base.yaml", file, folder.overlay, scales[scale]]
+    for overlay in files[2:]:
+        config = merge(config, _overlay(overlay, experiment))
     config = merge(config, settings)
     if seed is not None:
         config["seed_everything"] = seed
     layers = tuple(str(file.relative_to(HOME.parent)) for file in files)
     return finish(config, experiment, scale, folder, layers)
+
+
+def experiment_file(name: str) -> Path:
+    """The file of an experiment.
+
+    Raises:
+        UsageError: If there is none of that name.
+    """
+    known = experiments()
+    if name not in known:
+        raise UsageError(f"unknown experiment {name!r}: {nearest(name, known)}")
+    return known[name]
+
+
+def classes_of(experiment: str) -> dict[str, str]:
+    """The class behind each section of an experiment's configuration."""
+    return _classes(_read(experiment_file(experiment)))
+
+
+def _classes(config: dict[str, Any]) -> dict[str, str]:
+    chosen = {section: (config.get(section) or {}).get("class_path") for section in ("model", "data")}
+    return {section: path for section, path in chosen.items() if path} | FIXED_CLASSES
 
 
 def base() -> dict[str, Any]:
@@ -147,8 +166,12 @@ def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
-    """`--model.lr=5e-5 --trainer.devices 2` as a nested mapping; model.* and data.* go below init_args."""
+def parse_overrides(words: Sequence[str], config: dict[str, Any] | None = None) -> dict[str, Any]:
+    """`--model.lr=5e-5 --trainer.devices 2` as a nested mapping; model.* and data.* go below init_args.
+
+    Args:
+        config: What the settings are for; it tells which section a name without one belongs in.
+    """
     found: dict[str, Any] = {}
     words = list(words)
     while words:
@@ -160,13 +183,16 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
             if not words or words[0].startswith("--"):
                 raise UsageError(f"{key} has no value: write {key}=VALUE")
             text = words.pop(0)
-        found = merge(found, _nested(key[2:], _value(key, text)))
+        found = merge(found, _nested(key[2:], _value(key, text), config or {}))
     return found
 
 
-def _nested(key: str, value: Any) -> dict[str, Any]:
+def _nested(key: str, value: Any, config: dict[str, Any]) -> dict[str, Any]:
     path = key.split(".")
     if path[0] not in SECTIONS:
+        homes = [f"--{name}.{key}" for name, known in _classes(config).items() if key in schema.signature(known)]
+        if homes:
+            raise UsageError(f"unknown key {key}: did you mean {' or '.join(homes)}?")
         raise UsageError(f"unknown key {key}: {nearest(path[0], [*SECTIONS, *OPTION_NAMES])}")
     if path[0] in ("model", "data"):
         if path[-1] == "class_path" or len(path) == 1:

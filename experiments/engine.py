@@ -36,11 +36,8 @@ class Engine(NamedTuple):
     config: dict[str, Any]  # with every default spelt out
 
 
-def build(config: dict[str, Any], run: RunFolder, loggers: list[Any]) -> Engine:
-    """Check types, seed, and build the classes of a composed configuration.
-
-    Args:
-        loggers: Handed to the Trainer, [] for none.
+def build(config: dict[str, Any], run: RunFolder) -> Engine:
+    """Check types, seed, and build the classes of a composed configuration; the Trainer has no loggers yet.
 
     Raises:
         UsageError: If a value does not fit its argument's type, or Lightning refuses the combination.
@@ -51,7 +48,7 @@ def build(config: dict[str, Any], run: RunFolder, loggers: list[Any]) -> Engine:
     if config["trainer"].get("enable_progress_bar") is not False:
         extra.append(ThroughputBar(throughput))
     try:
-        cli = _ExperimentCLI(config, run, extra, loggers)
+        cli = _ExperimentCLI(config, run, extra)
     except (ArgumentError, ValueError, MisconfigurationException) as problem:
         raise UsageError(_said(problem)) from problem
     cli.datamodule.use_input_spec(cli.model.input_spec())
@@ -62,9 +59,8 @@ def build(config: dict[str, Any], run: RunFolder, loggers: list[Any]) -> Engine:
 class _ExperimentCLI(LightningCLI):
     """LightningCLI over a composed mapping instead of the command line's words."""
 
-    def __init__(self, config: dict[str, Any], run: RunFolder, callbacks: list[Any], loggers: list[Any]) -> None:
+    def __init__(self, config: dict[str, Any], run: RunFolder, callbacks: list[Any]) -> None:
         self.run = run
-        self.loggers = loggers
         super().__init__(
             RetrievalModule,
             lightning.LightningDataModule,
@@ -93,7 +89,7 @@ class _ExperimentCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
         if graph_of(self.model) is not None:
             self.trainer_defaults["callbacks"].append(self.config_init.graph_refresh)
-        return super().instantiate_trainer(logger=self.loggers or False, **kwargs)
+        return super().instantiate_trainer(logger=False, **kwargs)
 
     def resolved(self) -> dict[str, Any]:
         """The configuration with all defaults, as plain YAML values; the run folder's own path left out."""

@@ -15,7 +15,8 @@ from experiments import machine, scoreboard
 from experiments.config import HOME, Composition, Loader, finish, merge, overlays, parse_overrides
 from experiments.data_folder import find_data
 from experiments.errors import UsageError
-from experiments.output import log_file, say
+from experiments.output import say
+from experiments.run_lock import opened
 from experiments.runs import RunFolder, open_run, read_metrics, run_folder, write_json, write_text
 
 TOLERANCE = 1e-6  # between two evaluations of one checkpoint, on one process or several
@@ -72,9 +73,9 @@ def evaluate_run(path: str, data: str | None, overrides: list[str], command: str
     if own:
         return _evaluate_own(source, composition, command)
     target = run_folder(composition, source.root.parent, {"weights_of": source.run_id})
-    if source.best.is_file() and machine.rank() == 0:
-        _share(source.best, target.best)  # a normal run folder: it can be evaluated again
-    return _evaluate_into(target, composition, source.best if source.best.is_file() else None, command, steps or 0)
+    before = read_metrics(source) if source.metrics.is_file() else {}
+    before = {key: before[key] for key in ("steps", "parameters") if key in before}
+    return _evaluate_into(target, composition, source.best if source.best.is_file() else None, command, before)
 
 
 def _share(file: Path, copy: Path) -> None:
@@ -91,7 +92,7 @@ def evaluate_untrained(composition: Composition, home: Path, command: str) -> di
     """Evaluate an experiment as it is built, nothing trained: a pretrained model, say. Leaves a normal run folder."""
     composition.config["trainer"]["max_steps"] = 0  # a run of its own, not the trained one
     run = run_folder(composition, home)
-    return _evaluate_into(run, composition, None, command, steps=0)
+    return _evaluate_into(run, composition, None, command, {"steps": 0})
 
 
 def reopen(source: RunFolder, data: str | None, overrides: list[str]) -> Composition:
@@ -114,7 +115,7 @@ def reopen(source: RunFolder, data: str | None, overrides: list[str]) -> Composi
         )
     if folder.data_hash != about["data_hash"] and config["model"]["init_args"].get("tokenizer") == "shards":
         config["model"]["init_args"]["tokenizer"] = str(_keep_tokenizer(source, Path(stored)))
-    config = merge(config, parse_overrides(overrides))
+    config = merge(config, parse_overrides(overrides, config))
     return finish(config, about["experiment"], about["scale"], folder, [str(source.config)] * 2)
 
 
@@ -135,7 +136,7 @@ def _evaluate_own(run: RunFolder, composition: Composition, command: str) -> dic
     from experiments.record import write_results
 
     recorded = run.finished()
-    with log_file(run.log):
+    with opened(run):
         record = _measured(run, composition, run.best if run.best.is_file() else None, command, recorded)
         if machine.rank() != 0:
             return record
@@ -149,19 +150,23 @@ def _evaluate_own(run: RunFolder, composition: Composition, command: str) -> dic
             )
         write_results(run, record)
         say(scoreboard.render(record))
+        if "rerank" in record:
+            say(f"re-ranked: rerank/… under test in {run.metrics}; its cost and command: rerank")
         if recorded:
             say(f"equals what training reported: {_count(recorded)} numbers, largest difference {difference:.1g}")
     return record
 
 
 def _evaluate_into(
-    run: RunFolder, composition: Composition, checkpoint: Path | None, command: str, steps: int
+    run: RunFolder, composition: Composition, checkpoint: Path | None, command: str, before: dict[str, Any]
 ) -> dict[str, Any]:
     from experiments.record import write_config, write_results
 
-    with log_file(run.log):
+    with opened(run):
+        record = _measured(run, composition, checkpoint, command, before)
+        if checkpoint and machine.rank() == 0:
+            _share(checkpoint, run.best)  # a normal run folder: it can be evaluated again
         write_config(run, composition, composition.config)
-        record = _measured(run, composition, checkpoint, command, {"steps": steps})
         if machine.rank() == 0:
             write_results(run, record)
             say(scoreboard.render(record))
@@ -176,16 +181,24 @@ def _measured(
     from experiments.record import Outcome, assemble
 
     machine.check_devices(composition.config["trainer"])
-    engine = build(composition.config, run, [])
+    engine = build(composition.config, run)
+    random = checkpoint is None and not engine.model.starts_trained
+    if random:
+        kind = type(engine.model).__name__
+        say(f"{kind} starts from random weights here: these numbers are those of an untrained model (`make train`)")
     results = measure(engine, checkpoint)
-    return assemble(Outcome(run, composition, engine, command, results, untrained=None), before or {})
+    record = assemble(Outcome(run, composition, engine, command, results, untrained=None), before or {})
+    return record | ({"random_weights": True} if random else {})
 
 
 def _largest_difference(recorded: dict[str, Any], now: dict[str, Any]) -> tuple[float, str]:
+    """Over all recorded numbers; those of a re-ranking only where this evaluation asked for one, and as deep."""
+    same = recorded.get("rerank", {}).get("depth") == now.get("rerank", {}).get("depth")
     pairs = [
         (abs(value - now[split].get(key, np.inf)), f"{split}/{key}")
         for split in ("val", "test")
         for key, value in recorded[split].items()
+        if same or not key.startswith("rerank/")
     ]
     return max(pairs)
 
@@ -204,7 +217,7 @@ def show_split(composition: Composition, home: Path, split: str, checkpoint: str
     machine.check_devices(composition.config["trainer"])
     run = run_folder(composition, home)
     path = checkpoint_of(run, checkpoint)
-    engine = build(composition.config, run, [])
+    engine = build(composition.config, run)
     run_split = engine.trainer.validate if split == "val" else engine.trainer.test
     with _silent(engine.trainer):
         run_split(engine.model, datamodule=engine.data, ckpt_path=path, verbose=False, weights_only=True)
@@ -230,7 +243,7 @@ def predict(composition: Composition, home: Path, checkpoint: str | None) -> Pat
         raise UsageError("trainer.devices: predict writes from one process; use --trainer.devices=1")
     composition.config["trainer"]["devices"] = 1
     path = checkpoint_of(run, checkpoint)
-    engine = build(composition.config, run, [])
+    engine = build(composition.config, run)
     engine.data.setup("test")
     folder = run.root / "embeddings"
     loaders = engine.data.test_dataloader()

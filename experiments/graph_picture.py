@@ -86,10 +86,11 @@ def write_graph(base: Path, model: Any, data: Any) -> bool:
 
     A picture that fails costs the picture, not the run, and says so.
     """
-    graph, table = getattr(model, "graph", None), getattr(data, "entity_table", None)
-    if graph is None or table is None or not graph.is_built:
+    graph = getattr(model, "graph", None)
+    if graph is None or not graph.is_built:
         return False
     try:
+        table = data.entity_table  # only now: shards of a model without a graph need have no entities
         neighbours = [part.detach().cpu().numpy() for part in graph.neighbours]
         num = len(neighbours[0])
         names, tags = list(table.names)[:num], getattr(table, "tags", None)

@@ -75,7 +75,8 @@ def log_file(path: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as problem:
-        _LOGGER.debug("stopped by %r", problem, exc_info=not isinstance(problem, (ValueError, KeyboardInterrupt)))
+        expected = isinstance(problem, (ValueError, KeyboardInterrupt, SystemExit))  # the last: SIGTERM, by Lightning
+        _LOGGER.debug("stopped by %r", problem, exc_info=not expected)
         raise
     finally:
         for source in sources:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from experiments.output import say
 from lightning_modules.callbacks.throughput import Throughput
@@ -46,25 +48,53 @@ def _three_digits(value: float) -> str:
 
 
 class IntervalLine(Callback):
-    """One line per interval: step, loss, val/mAP@10 and mAR@10, samples per second, samples skipped so far."""
+    """How many parameters are trained; then one line per interval: step, mean loss, val metrics, pace, skips so far."""
 
     def __init__(self, throughput: Throughput) -> None:
         self.throughput = throughput
         self.last_step = 0  # at which an interval was completed
+        self._loss = torch.zeros(())  # sum over the interval's batches, on their device
+        self._batches = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        say(f"{type(pl_module).__name__}: {trained_parameters(pl_module) / 1e6:.2f} million trained parameters")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
+        # Summed up by hand: a mean that Lightning keeps would be another number in the curves. Nothing waits for it.
+        assert isinstance(outputs, Mapping)
+        self._loss = outputs["loss"].detach().float() + (self._loss if self._batches else 0.0)
+        self._batches += 1
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.last_step = trainer.global_step
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._batches:  # a run that goes on ends the interval before first, of which there is nothing to tell
+            return
         skipped = all_skipped(trainer)
         metrics = trainer.callback_metrics
         words = [f"step {trainer.global_step}/{trainer.max_steps}"]
-        for name in ("train/loss", "val/mAP@10", "val/mAR@10"):
+        words.append(f"mean loss {float(self._loss) / self._batches:.4f}")
+        self._batches = 0
+        for name in ("val/mAP@10", "val/mAR@10"):
             if name in metrics:
                 words.append(f"{name} {float(metrics[name]):.4f}")
         words.append(f"{_three_digits(self.throughput.recent().get('samples_per_second', 0.0))} samples/s")
         words.append("skipped " + (", ".join(f"{k} {n}" for k, n in sorted(skipped.items())) or "none"))
         say("  ".join(words))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last_step": self.last_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.last_step = state_dict["last_step"]
+
+
+def trained_parameters(model: LightningModule) -> int:
+    """Numbers that the chosen objectives train; of a model that has never been set up for training, all."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def all_skipped(trainer: Trainer) -> dict[str, int]:

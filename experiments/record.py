@@ -27,7 +27,9 @@ class Outcome(NamedTuple):
 
 
 # What an evaluation cannot know and takes over from the record of the training, and what was timed on its `hardware`.
-FROM_TRAINING = ("command", "steps", "train_seconds", "skipped", "git", "hardware", "config_hash", "run_id")
+FROM_TRAINING = (
+    *("command", "steps", "parameters", "train_seconds", "skipped", "git", "hardware", "config_hash", "run_id"),
+)
 TIMED = ("samples_per_second", "throughput", "embedding_ms_per_item", "same_seconds")
 
 
@@ -39,6 +41,8 @@ def assemble(outcome: Outcome, training: dict[str, Any]) -> dict[str, Any]:
     Args:
         training: What the training said about itself (`FROM_TRAINING`, floors of the untrained model); may be empty.
     """
+    from experiments.progress import trained_parameters
+
     composition, engine, results = outcome.composition, outcome.engine, outcome.results
     record: dict[str, Any] = {
         "run_id": outcome.run.run_id,
@@ -53,7 +57,7 @@ def assemble(outcome: Outcome, training: dict[str, Any]) -> dict[str, Any]:
         "command": outcome.command,
         "hardware": hardware(engine.trainer),
         "steps": 0,
-        "parameters": sum(p.numel() for p in engine.model.parameters() if p.requires_grad),
+        "parameters": trained_parameters(engine.model),
         "train_seconds": 0.0,
         "samples_per_second": None,
         "throughput": {},
@@ -69,6 +73,7 @@ def assemble(outcome: Outcome, training: dict[str, Any]) -> dict[str, Any]:
     if results["test"].reranked:
         depth, cost = outcome.engine.evaluation.rerank, results["test"].reranked
         record["rerank"] = {"depth": depth, "pairs": cost.pairs, "seconds": round(cost.seconds, 3)}
+        record["rerank"]["command"] = outcome.command  # an evaluation's own, where training did not re-rank
     record |= {"val": {}, "test": {}, "floors": {}, "intervals": {}}
     if machine.rank() == 0:
         for split in SPLITS:

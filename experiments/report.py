@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.config import HOME
 from experiments.runs import RunFolder, open_run, read_metrics, write_text
-from experiments.scoreboard import COLUMNS, ROWS, SAME_COLUMNS, same_queries, value_of
+from experiments.scoreboard import COLUMNS, ROWS, SAME_COLUMNS, is_product_itself, same_queries, value_of
 
 QUERIES_SHOWN = 10
 HITS_SHOWN = 5
@@ -67,6 +67,8 @@ def _template() -> Any:
 def _floor_rows(record: dict[str, Any], columns: Sequence[str]) -> list[dict[str, Any]]:
     rows = []
     for label, prefix in ROWS.items():
+        if is_product_itself(record, prefix):
+            continue
         cells = []
         for column in columns:
             value = value_of(record, "test", prefix, column)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +37,28 @@ def _add_choice_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", default=DEFAULT_DATA, metavar="NAME|FOLDER", help="data set or shard folder (default: product1m)"
     )
-    parser.add_argument("--scale", default=DEFAULT_SCALE, metavar="NAME", help="paper, small or tiny (default: paper)")
+    parser.add_argument("--scale", metavar="NAME", help="paper, small or tiny (default: paper)")
     parser.add_argument("--seed", type=int, metavar="N", help="seed of weights, masks and data order (default: 0)")
 
 
-def _keys_help() -> str:
-    """Names that can be chosen and keys that can be set, for --help."""
+def _warn_of_scale(given: str | None) -> None:
+    """The published sizes by oversight, on a machine without a GPU, are worth a word."""
+    from experiments import machine
+
+    if given is None and machine.rank() == 0 and platform.system() == "Linux" and not machine.visible_gpus():
+        words = f"SCALE left out means {DEFAULT_SCALE}, the published sizes, and this machine shows no GPU"
+        print(f"warning: {words}: SCALE=tiny (--scale tiny) is made for two CPU cores", file=sys.stderr)
+
+
+def _keys_help(experiment: str) -> str:
+    """Names that can be chosen and keys that can be set in an experiment, for --help."""
     from experiments import config, schema
 
     lines = [f"experiments: {', '.join(config.experiments())}"]
     lines += [f"{kind + ':':<12} {', '.join(config.overlays(kind))}" for kind in ("data", "scale")]
-    classes = {"model": "lightning_modules.CAPTURE", "data": "datamodules.Product1M", **config.FIXED_CLASSES}
-    for section, class_path in classes.items():
-        lines.append(f"\n--{section}.*: {', '.join(schema.signature(class_path))}")
+    for section, class_path in config.classes_of(experiment).items():
+        name = f" ({class_path.rpartition('.')[2]}, --exp {experiment})" if section == "model" else ""
+        lines.append(f"\n--{section}.*{name}: {', '.join(schema.signature(class_path))}")
     return "\n".join(lines)
 
 
@@ -55,13 +66,16 @@ def run_command(command: str, description: str, words: list[str]) -> int | None:
     """Run fit, validate, test or predict; the exit code."""
     parser = _run_parser(command, description)
     if {"-h", "--help"} & set(words):
-        parser.epilog = _keys_help()
+        chosen, _ = parser.parse_known_args([word for word in words if word not in ("-h", "--help")])
+        parser.epilog = _keys_help(chosen.exp)
     options, settings = parser.parse_known_args(words)
     from experiments import config, machine
     from experiments.output import say
+    from experiments.run_lock import check_free
     from experiments.runs import clear, run_folder
 
-    composition = config.compose(options.exp, options.data, options.scale, options.seed, settings)
+    composition = config.compose(options.exp, options.data, options.scale or DEFAULT_SCALE, options.seed, settings)
+    _warn_of_scale(options.scale)
     run = run_folder(composition, Path(options.runs))
     if command == "fit" and options.print_config:
         print(config.dump(composition.config), end="")
@@ -79,6 +93,7 @@ def run_command(command: str, description: str, words: list[str]) -> int | None:
         return 0
     machine.check_devices(composition.config["trainer"])
     if options.fresh and machine.rank() == 0:
+        check_free(run)
         clear(run)
     fit(composition, run, command_line("fit", words))
     return 0
@@ -88,7 +103,8 @@ def fit(composition: Any, run: Any, command: str) -> dict[str, Any]:
     """Train unless that is done already, and print the table either way."""
     from experiments import scoreboard
     from experiments.announce import announce
-    from experiments.output import log_file, note, say
+    from experiments.output import note, say
+    from experiments.run_lock import opened
 
     about = announce(composition, run)
     say(about)  # before torch is imported, so that a wrong layer is seen at once
@@ -96,7 +112,7 @@ def fit(composition: Any, run: Any, command: str) -> dict[str, Any]:
     if record:
         say(f"finished already: {run.metrics} (--fresh trains again)\n{scoreboard.render(record)}")
     else:
-        with log_file(run.log):
+        with opened(run):
             from experiments.train import train
 
             note(f"{command}\n{about}")
@@ -112,7 +128,7 @@ def eval_command(description: str, words: list[str]) -> None:
     parser.add_argument("--run", metavar="RUN", help="run folder whose best checkpoint is evaluated again")
     parser.add_argument("--exp", metavar="NAME", help="experiment to evaluate as it is built, nothing trained")
     parser.add_argument("--data", metavar="NAME|FOLDER", help="other data (default: the run's own)")
-    parser.add_argument("--scale", default=DEFAULT_SCALE, metavar="NAME", help="with --exp (default: paper)")
+    parser.add_argument("--scale", metavar="NAME", help="with --exp (default: paper)")
     parser.add_argument("--seed", type=int, metavar="N", help="with --exp")
     parser.add_argument("--runs", default="runs", metavar="DIR", help="with --exp: where the run folder goes")
     options, settings = parser.parse_known_args(words)
@@ -126,5 +142,6 @@ def eval_command(description: str, words: list[str]) -> None:
         evaluate_run(options.run, options.data, settings, command)
     else:
         data = options.data or DEFAULT_DATA
-        composition = config.compose(options.exp, data, options.scale, options.seed, settings)
+        composition = config.compose(options.exp, data, options.scale or DEFAULT_SCALE, options.seed, settings)
+        _warn_of_scale(options.scale)
         evaluate_untrained(composition, Path(options.runs), command)

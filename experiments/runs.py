@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments import schema
-from experiments.config import FIXED_CLASSES, Composition
+from experiments.config import FIXED_CLASSES, HOME, Composition
 from experiments.errors import UsageError, nearest
 
 # Of the trainer only what changes the numbers; of the data everything but these.
@@ -199,11 +199,16 @@ def clear(run: RunFolder) -> None:
     shutil.rmtree(run.root, ignore_errors=True)
 
 
-def git_state() -> dict[str, Any]:
-    """Commit of the working tree and whether tracked files differ from it; {"commit": None} outside a repository."""
+CODE_FOLDERS = ("lightning_modules", "datamodules", "experiments", "retrieval")
+
+
+def git_state(here: Path = HOME.parent) -> dict[str, Any]:
+    """Commit of the working tree at `here`, and whether the code differs from it; {"commit": None} where there is none.
+
+    It differs if tracked files do, or if a model, an experiment or an overlay lies there that was never added.
+    """
 
     def git(*words: str) -> str | None:
-        here = Path(__file__).parent
         try:
             done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, timeout=10, check=False)
         except (OSError, subprocess.TimeoutExpired):
@@ -212,4 +217,6 @@ def git_state() -> dict[str, Any]:
 
     commit = git("rev-parse", "HEAD")
     status = git("status", "--porcelain", "--untracked-files=no") if commit else None
-    return {"commit": commit, "dirty": bool(status)}
+    new = git("ls-files", "--others", "--exclude-standard", "--", *CODE_FOLDERS) if commit else None
+    added = [name for name in (new or "").splitlines() if name.strip('"').endswith((".py", ".yaml"))]
+    return {"commit": commit, "dirty": bool(status or added)}

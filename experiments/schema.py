@@ -64,7 +64,9 @@ def check(section: str, values: dict[str, Any], class_path: str) -> None:
             raise UsageError(f"unknown key {section}.{key}: {nearest(key, known)}")
         annotation = known[key].annotation
         if annotation is not None and not _fits(value, annotation):
-            raise UsageError(f"{section}.{key} expects {ast.unparse(annotation)}, got {value!r}")
+            listed = isinstance(value, (str, int, float)) and _fits([value], annotation)
+            hint = f": write [{value}]" if listed else ""
+            raise UsageError(f"{section}.{key} expects {ast.unparse(annotation)}, got {value!r}{hint}")
 
 
 def differing(values: dict[str, Any], class_path: str) -> dict[str, Any]:

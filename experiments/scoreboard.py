@@ -48,7 +48,7 @@ def value_of(record: dict[str, Any], split: str, prefix: str, column: str) -> fl
 
 def render(record: dict[str, Any], split: str = "test") -> str:
     """The tables of one run and split as text, for terminal and log."""
-    lines = [_table(record, split, f"{record['run_id']} · {split}", COLUMNS)]
+    lines = [_table(record, split, f"{record['run_id']} · {split}{weights(record)}", COLUMNS)]
     unscorable = record.get("unscorable_val" if split == "val" else "unscorable", 0)
     if unscorable:
         lines.append(f"{unscorable} queries have a label without gallery items and count as 0")
@@ -57,11 +57,22 @@ def render(record: dict[str, Any], split: str = "test") -> str:
     return "\n".join(lines)
 
 
+def weights(record: dict[str, Any]) -> str:
+    """What has to stand beside the name of a run that nothing was trained or pretrained for."""
+    return " · random weights, nothing trained" if record.get("random_weights") else ""
+
+
 def same_queries(record: dict[str, Any]) -> str:
     """Who the queries of the identical-product task are."""
     about = record["same"]
     left_out = f", {about['left_out']} without one are left out" if about["left_out"] else ""
     return f"{about['queries']} gallery items with another of their label{left_out}"
+
+
+def is_product_itself(record: dict[str, Any], prefix: str) -> bool:
+    """Whether a row repeats the first: a method of one modality, whose product feature is that modality's."""
+    features = record.get("features", {})
+    return bool(prefix) and features.get(prefix.rstrip("/")) == features.get("product", "")
 
 
 def _table(record: dict[str, Any], split: str, title: str, columns: Sequence[str]) -> str:
@@ -75,6 +86,8 @@ def _table(record: dict[str, Any], split: str, title: str, columns: Sequence[str
         table.add_column(column, justify="right")
         table.add_column("product − this  [95 %]", justify="right")
     for row, prefix in ROWS.items():
+        if is_product_itself(record, prefix):
+            continue
         cells = []
         for column in columns:
             value = value_of(record, split, prefix, column)

@@ -25,7 +25,7 @@ from typing import Any
 
 from experiments.errors import UsageError
 from experiments.runs import git_state
-from experiments.scoreboard import ROWS
+from experiments.scoreboard import ROWS, is_product_itself
 from experiments.table_cells import NOTHING, SPLIT, against_own, metric
 from experiments.table_comparison import comparison, head
 from experiments.table_rows import Row, group_runs, read_plan
@@ -55,6 +55,8 @@ def _block(row: Row, columns: Sequence[str]) -> str:
     lines = [head(row), "", "| | " + " | ".join(f"{column} | product − this [95 %]" for column in columns) + " |"]
     lines.append("|---|" + "---:|---:|" * len(columns))
     for label, prefix in ROWS.items():
+        if all(is_product_itself(record, prefix) for record in row.records):
+            continue
         cells = []
         for column in columns:
             cells.append(metric(row, prefix, column))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from experiments.scoreboard import ROWS, value_of
+from experiments.scoreboard import ROWS, value_of, weights
 from experiments.table_cells import NOTHING, SPLIT, against_base, against_own, mean_std, metric
 from experiments.table_rows import Plan, Row
 
@@ -133,5 +133,8 @@ def head(row: Row) -> str:
         return f"**{row.label}**: no finished run"
     features = sorted({str(record.get("feature")) for record in row.records})
     seeds = ", ".join(str(record["seed"]) for record in row.records)
-    text = f"**{row.label}** (n = {len(row.records)}, seed {seeds}; feature chosen on val: {', '.join(features)})"
+    random = weights(row.records[0])
+    text = (
+        f"**{row.label}{random}** (n = {len(row.records)}, seed {seeds}; feature chosen on val: {', '.join(features)})"
+    )
     return text + (f"; {row.missing} run(s) missing" if row.missing else "")

@@ -27,11 +27,10 @@ def train(composition: Composition, run: RunFolder, command: str) -> dict[str, A
     """
     machine.check_devices(composition.config["trainer"])
     resume = run.last if run.last.is_file() else None
-    loggers = _loggers(composition, run, resume)
-    engine = build(composition.config, run, loggers)
-    engine.model.check_training(engine.trainer, engine.data.batch_size)  # before the untrained model is evaluated
+    engine = build(composition.config, run)
+    _check(engine)
+    engine.trainer.loggers = _loggers(composition, run, resume)  # only now: a refused run leaves none behind
     write_config(run, composition, engine.config)
-    say(_size(engine))
     untrained = _before_training(engine, again=resume is not None)
     if resume:
         say(f"going on from {resume}")
@@ -56,9 +55,11 @@ def _loggers(composition: Composition, run: RunFolder, resume: Path | None) -> l
     return loggers
 
 
-def _size(engine: Engine) -> str:
-    parameters = sum(p.numel() for p in engine.model.parameters() if p.requires_grad)
-    return f"{type(engine.model).__name__}: {parameters / 1e6:.2f} million parameters"
+def _check(engine: Engine) -> None:
+    """Everything that can be refused without computing: before files are written and the untrained model evaluated."""
+    engine.model.check_training(engine.trainer, engine.data.batch_size)
+    engine.data.trainer = engine.trainer  # as `fit` will: the data count its processes
+    engine.data.setup()  # all splits: one that is missing at the test would cost the whole training
 
 
 def _before_training(engine: Engine, again: bool) -> dict[str, Any]:
@@ -75,12 +76,19 @@ def _before_training(engine: Engine, again: bool) -> dict[str, Any]:
 
 def _best(engine: Engine, run: RunFolder) -> Path:
     """The best checkpoint by val/mAP@10; where no interval was completed, the weights as they are."""
+    steps = engine.trainer.global_step
     if not engine.checkpoint.best_model_path:
-        say("no interval was completed, so the final weights are tested (make trainer.max_steps larger)")
+        say(
+            f"no interval was completed in {steps} steps, so the final weights are tested: raise --trainer.max_steps, "
+            "or lower --data.steps_per_epoch, the steps of an interval"
+        )
         engine.trainer.save_checkpoint(run.best)
-    elif engine.interval_line.last_step != engine.trainer.global_step:
-        left = engine.trainer.global_step - engine.interval_line.last_step
+        return run.best
+    if engine.interval_line.last_step != steps:
+        left = steps - engine.interval_line.last_step
         say(f"the last {left} steps fill no interval and were not evaluated (data.steps_per_epoch)")
+    best = torch.load(run.best, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+    say(f"tested: step {best} of {steps}, best on val")
     return run.best
 
 

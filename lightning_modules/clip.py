@@ -138,6 +138,7 @@ class CLIP(RetrievalModule):
         self.source = source
         self.missing_weights = pretrained  # what still has to be read
         self.register_load_state_dict_post_hook(_has_weights)
+        self.starts_trained = pretrained is not None
         if pretrained:
             self.pretrained_prefixes += ("network.",)
             self.train()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict
 from difflib import get_close_matches
@@ -192,14 +195,36 @@ def _file_of(architecture: str, pretrained: str) -> str:
     if not tag:
         raise ModelError(f"model.pretrained {pretrained}: no such file")
     try:
-        return str(open_clip.download_pretrained(tag))
+        with _without_retries_told():
+            return str(open_clip.download_pretrained(tag))
     except Exception as error:  # no network, no such file any more, a full disk: one remedy
         where = tag.get("url") or f"https://huggingface.co/{tag.get('hf_hub', '').strip('/')}"
         raise ModelError(
             f"model.pretrained {pretrained!r}: the weights of {architecture} are not on this machine and could not be "
             f"fetched ({_said(error)}). Download them elsewhere ({where}) and give the file's path: "
-            "--model.pretrained=path/to/file"
+            f"--model.pretrained=path/to/file{_with_activation(architecture, tag)}"
         ) from None
+
+
+def _with_activation(architecture: str, tag: dict[str, Any]) -> str:
+    """What to add for a file, which does not say that its weights were trained with QuickGELU, as their tag does."""
+    import open_clip
+
+    named = f"{architecture}-quickgelu"
+    needed = tag.get("quick_gelu", False) and not open_clip.get_model_config(architecture).get("quick_gelu", False)
+    return f" --model.architecture={named}" if needed and named in open_clip.list_models() else ""
+
+
+@contextmanager
+def _without_retries_told() -> Iterator[None]:
+    """A hub that cannot be reached is told once, by whoever catches it, and not at each of its attempts."""
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        hub.setLevel(level)
 
 
 def _near(name: str, known: Any, all_if_none: bool = False) -> str:

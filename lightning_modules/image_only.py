@@ -20,6 +20,7 @@ from torch import Tensor
 
 from datamodules.batch import InputSpec, ProductBatch
 from lightning_modules.errors import ModelError
+from lightning_modules.layers.attention import check_heads
 from lightning_modules.layers.embeddings import RegionEmbedding
 from lightning_modules.layers.pooling import StreamPooling
 from lightning_modules.layers.regions import GlobalPooling, build_visual_input, with_global
@@ -102,6 +103,7 @@ class ImageOnly(RetrievalModule):
         if backbone_weights:
             self.pretrained_prefixes += ("visual.backbone.",)
         embedding = RegionEmbedding(self.visual.region_width, width, dropout, region_norm)
+        check_heads(image_layers, image_heads=image_heads, width=width)
         self.network = SingleStream(
             embedding, width, output_width, image_layers, image_heads, image_ffn, dropout, image_pooling, init_std
         )

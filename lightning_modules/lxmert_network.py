@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.layers.attention import NORM_EPS, PostNormLayer, attend
+from lightning_modules.layers.attention import NORM_EPS, PostNormLayer, attend, check_heads
 from lightning_modules.layers.embeddings import TextEmbedding, init_bert_style
 from lightning_modules.layers.pooling import PositionPooling, StreamPooling
 from lightning_modules.layers.regions import Regions
@@ -95,6 +95,7 @@ class CrossModalityTransformer(nn.Module):
         region_norm: bool,
     ) -> None:
         super().__init__()
+        check_heads(text_layers + image_layers + cross_layers, heads=heads, width=width)
         self.text_pooling = PositionPooling(width, text_pooling)
         self.image_pooling = PositionPooling(width, image_pooling)
         self.text_embedding = TextEmbedding(vocab_size, width, max_positions, dropout)

@@ -20,7 +20,7 @@ from typing_extensions import Self
 from datamodules.batch import InputSpec, ProductBatch
 from lightning_modules import pretrained
 from lightning_modules.distributed import alone
-from lightning_modules.errors import ModelError
+from lightning_modules.errors import ModelError, is_unknown
 from lightning_modules.example_batch import example_batch
 from lightning_modules.layers.whitening import Whitening
 from lightning_modules.objectives.draws import Draws
@@ -56,6 +56,7 @@ class RetrievalModule(lightning.LightningModule, ABC):
     whitening_samples: int = 0  # training pictures the whitening is learned from
     pretrained_prefixes: tuple[str, ...] = ()
     uses_in_batch_negatives = True  # a contrast: more negatives are another objective
+    starts_trained = False  # the weights it is built with can rank, nothing trained: those of a pretrained network
     compares_samples = True  # some objective needs a second sample in the batch
     flops_per_sample = 0.0  # of a training step, forward and backward; counted when training is set up
     _copy_stream: torch.cuda.Stream | None = None
@@ -73,9 +74,7 @@ class RetrievalModule(lightning.LightningModule, ABC):
     ) -> None:
         super().__init__()
         if retrieval_feature not in (*self.candidate_features, "auto"):
-            raise ModelError(
-                f"retrieval_feature {retrieval_feature!r} is unknown; known: auto, {', '.join(self.candidate_features)}"
-            )
+            raise is_unknown("model.retrieval_feature", retrieval_feature, ("auto", *self.candidate_features))
         self.retrieval_feature = retrieval_feature
         product = self.candidate_features[0] if retrieval_feature == "auto" else retrieval_feature
         self.selected_features = {name: names[0] for name, names in self.modalities.items()} | {"product": product}
@@ -299,6 +298,6 @@ def check_objectives(chosen: Sequence[str], known: Sequence[str]) -> None:
     """Raise `ModelError` unless a model is given at least one objective, each known and once."""
     unknown = [name for name in chosen if name not in known]
     if unknown:
-        raise ModelError(f"model.objectives: {unknown[0]!r} is unknown; known: {', '.join(known)}")
+        raise is_unknown("model.objectives:", unknown[0], known)
     if not chosen or len(set(chosen)) != len(chosen):
         raise ModelError(f"model.objectives: {chosen} must name at least one objective, each once")

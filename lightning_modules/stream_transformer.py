@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.layers.attention import CoAttentionLayer, PostNormLayer, PreNormBlock, take
+from lightning_modules.layers.attention import CoAttentionLayer, PostNormLayer, PreNormBlock, check_heads, take
 from lightning_modules.layers.embeddings import RegionEmbedding, TextEmbedding, init_bert_style
 from lightning_modules.layers.pooling import PositionPooling, StreamPooling
 from lightning_modules.layers.regions import Regions
@@ -45,6 +45,10 @@ class StreamTransformer(nn.Module):
         region_norm: bool,
     ) -> None:
         super().__init__()
+        check_heads(text_layers, text_heads=text_heads, width=width)
+        check_heads(image_layers, image_heads=image_heads, width=width)
+        check_heads(cross_layers, cross_heads=cross_heads, cross_width=cross_width)
+        check_heads(co_layers, co_heads=co_heads, width=width)
         self.text_pooling = PositionPooling(width, text_pooling)
         self.image_pooling = PositionPooling(width, image_pooling)
         self.text_embedding = TextEmbedding(vocab_size, width, max_positions, dropout)

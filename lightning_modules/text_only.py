@@ -22,6 +22,7 @@ from torch import Tensor
 from datamodules.batch import InputSpec, ProductBatch
 from lightning_modules.bert_weights import start_text_tower
 from lightning_modules.errors import ModelError
+from lightning_modules.layers.attention import check_heads
 from lightning_modules.layers.embeddings import TextEmbedding
 from lightning_modules.layers.pooling import StreamPooling
 from lightning_modules.objectives.cross_modal_contrast import CrossModalContrast
@@ -90,6 +91,7 @@ class TextOnly(RetrievalModule):
             )
         self.spec = InputSpec(tokenizer, text_length, "none", vocab_size=vocab_size)
         embedding = TextEmbedding(vocab_size, width, max_positions, dropout)
+        check_heads(text_layers, text_heads=text_heads, width=width)
         self.network = SingleStream(
             embedding, width, output_width, text_layers, text_heads, text_ffn, dropout, text_pooling, init_std
         )

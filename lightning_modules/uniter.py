@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from datamodules.batch import InputSpec, ProductBatch
 from lightning_modules.errors import ModelError
-from lightning_modules.layers.attention import NORM_EPS, PostNormLayer
+from lightning_modules.layers.attention import NORM_EPS, PostNormLayer, check_heads
 from lightning_modules.layers.embeddings import TextEmbedding, init_bert_style
 from lightning_modules.layers.pooling import PositionPooling, StreamPooling, masked_mean
 from lightning_modules.layers.regions import GlobalPooling, Regions
@@ -331,6 +331,7 @@ class SingleStreamTransformer(nn.Module):
         region_norm: bool,
     ) -> None:
         super().__init__()
+        check_heads(layers, heads=heads, width=width)
         self.text_embedding = TextEmbedding(vocab_size, width, max_positions, dropout)
         self.region_embedding = RegionWithSizeEmbedding(region_width, width, dropout, region_norm)
         self.layers = nn.ModuleList(PostNormLayer(width, heads, ffn, dropout) for _ in range(layers))

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.batch import InputSpec, ProductBatch
-from lightning_modules.layers.attention import CoAttentionLayer, PostNormLayer
+from lightning_modules.layers.attention import CoAttentionLayer, PostNormLayer, check_heads
 from lightning_modules.layers.embeddings import RegionEmbedding, TextEmbedding, init_bert_style
 from lightning_modules.layers.pooling import PositionPooling, StreamPooling, masked_mean
 from lightning_modules.layers.regions import GlobalPooling, Regions
@@ -151,6 +151,9 @@ class ViLBERT(RegionTextModule):
         self.save_hyperparameters()
         check_objectives(objectives, OBJECTIVES)
         chosen = set(objectives)
+        check_heads(text_layers, text_heads=text_heads, width=width)
+        check_heads(image_layers, image_heads=image_heads, image_width=image_width)
+        check_heads(cross_layers, cross_heads=cross_heads, cross_width=cross_width)
         self.network = TwoStreamTransformer(
             text=(vocab_size, width, max_positions, text_layers, text_heads, text_ffn),
             image=(self.visual.region_width, image_width, image_layers, image_heads, image_ffn),

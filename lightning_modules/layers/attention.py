@@ -13,7 +13,25 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from lightning_modules.errors import ModelError
+
 NORM_EPS = 1e-12  # the released code's BertLayerNorm, everywhere
+
+
+def check_heads(layers: int, **sizes: int) -> None:
+    """Raise `ModelError` unless the heads share the width evenly; where there are no layers, any number will do.
+
+    Args:
+        sizes: Two model arguments by their names: the number of heads, then the width.
+    """
+    (heads_name, heads), (width_name, width) = sizes.items()
+    if layers and (heads < 1 or width % heads):
+        near = [n for n in range(1, width + 1) if width % n == 0]
+        near = sorted(sorted(near, key=lambda n: abs(n - heads))[:3])
+        raise ModelError(
+            f"model.{heads_name}={heads} does not divide model.{width_name}={width}: each head takes an equal share; "
+            f"{', '.join(map(str, near))} would do"
+        )
 
 
 def attend(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lightning_modules.errors import ModelError
 from lightning_modules.layers.attention import NORM_EPS
 
 
@@ -21,6 +22,12 @@ class TextEmbedding(nn.Module):
 
     def forward(self, tokens_BT: Tensor, first: int = 0) -> Tensor:
         """Vectors of tokens that stand at the positions from `first` on."""
+        last, known = first + tokens_BT.shape[1], self.position.num_embeddings
+        if last > known:
+            raise ModelError(
+                f"texts of {last} tokens, but model.max_positions={known}: raise it (a pretrained text tower has what "
+                "it came with), or shorten the text (model.text_length)"
+            )
         position_TD = self.position.weight[first : first + tokens_BT.shape[1]]
         return self.dropout(self.norm(self.word(tokens_BT) + position_TD + self.segment.weight[0]))
 

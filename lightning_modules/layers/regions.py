@@ -79,7 +79,10 @@ class PrecomputedRegions(nn.Module):
         assert batch.features_BRD is not None
         width = batch.features_BRD.shape[-1]
         if width != self.region_width:
-            raise ModelError(f"region features have width {width}, the model expects region_width {self.region_width}")
+            raise ModelError(
+                f"the shards' region features have width {width}, but model.region_width={self.region_width}: set "
+                f"model.region_width={width}"
+            )
         return batch.features_BRD
 
     @torch.no_grad()

@@ -37,6 +37,10 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("--trainer.strategy=dpp", "strategy='dpp'"),
         ("--trainer.gradient_clip_algorithm=foo", "gradient_clip_algorithm"),
         ("--model.retrieval_feature=best", "retrieval_feature 'best'"),
+        ("--model.retrieval_feature=product_bot", "did you mean 'product_both'?"),
+        ("--model.objectives=[mlm,mmr]", "did you mean 'mrm'?"),
+        ("--model.objectives=[]", "at least one objective"),
+        ("--model.co_heads=3", "model.co_heads=3 does not divide model.width=32"),
         ("--model.visual_input=regions", "precomputed regions"),
         ("--model.tokenizer=no/such/tokenizer", "no/such/tokenizer"),
         ("--evaluation.rerank=101", "evaluation.rerank=101 must be between 0 (off) and evaluation.depth=100"),
@@ -47,6 +51,7 @@ def test_a_wrong_value_is_one_line(
     setting: str, message: str, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert message in refused(fit_words(shards, tmp_path, setting), capsys)
+    assert list(tmp_path.iterdir()) == []  # nothing was started that leaves a folder
 
 
 def test_a_missing_tar_is_named(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,6 +49,7 @@ def test_trained_and_evaluated_again(
         features = {f"feature/{name}_{kind}/mAP@10" for kind in ("stream", "whitened", "bag")}
         assert features <= set(test) if name in modalities else not features & set(test)
     if len(modalities) == 1:
+        assert f"│ {modalities[0]} only" not in (folder / "log.txt").read_text()  # it would repeat the first row
         assert test[f"{modalities[0]}/mAP@10"] == test["mAP@10"]
     assert {"untrained", "random", "tfidf"} <= set(trained["floors"]["test"])
     assert main(["eval", "--run", str(folder)]) == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.cli import COMMANDS, one_line
+from experiments.cli import COMMANDS, main, one_line
 
 ROOT = Path(__file__).parents[2]
 # Runs a command and fails with code 99 if it imported torch on the way.
@@ -101,3 +101,73 @@ def test_an_error_from_a_loader_worker_is_unwrapped() -> None:
         '  File "x.py", line 1, in f\n    raise DataError\ndatamodules.errors.DataError: shard x is damaged\n'
     )
     assert one_line(ValueError(text)) == "shard x is damaged"
+
+
+def test_help_lists_the_arguments_of_the_chosen_experiment(capsys: pytest.CaptureFixture[str]) -> None:
+    said = {}
+    for experiment in ("capture", "uniter"):
+        with pytest.raises(SystemExit):
+            main(["fit", "--help", "--exp", experiment])
+        said[experiment] = capsys.readouterr().out
+    assert "matching_candidates" in said["uniter"]
+    assert "matching_candidates" not in said["capture"]
+    assert "--model.* (UNITER, --exp uniter)" in said["uniter"]
+    assert main(["fit", "--exp", "unitre", "--help"]) == 2
+    assert "did you mean 'uniter'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("setting", "hint"),
+    [
+        ("--lr=1e-3", "did you mean --model.lr?"),
+        ("--batch_size=3", "did you mean --data.batch_size?"),
+        ("--model.objectives=mlm", "write [mlm]"),
+        ("--lrr=1e-3", "unknown key lrr"),
+    ],
+)
+def test_a_setting_in_the_wrong_form_is_told_the_right_one(
+    setting: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", "--exp", "uniter", "--scale", "tiny", setting]) == 2
+    assert hint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("gpus", "words", "warned"), [(0, [], 1), (0, ["--scale=paper"], 0), (2, [], 0)])
+def test_a_scale_left_out_is_told_where_there_is_no_gpu(
+    gpus: int,
+    words: list[str],
+    warned: int,
+    shards: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("experiments.machine.visible_gpus", lambda: gpus)
+    monkeypatch.setattr("platform.system", lambda: "Linux")
+    assert main(["fit", "--data", str(shards), "--print_config", *words]) == 0
+    said = capsys.readouterr()
+    assert said.err.count("warning: SCALE left out means paper") == warned
+    assert "SCALE" not in said.out  # where the configuration can be piped from
+
+
+@pytest.mark.parametrize("kind", ["trainer", "worker", "chained", "killed"])
+def test_a_stop_from_outside_is_one_line(
+    kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    def stopped(command: str, words: list[str]) -> int:
+        if kind == "trainer":
+            raise SIGTERMException
+        signal = "Killed" if kind == "killed" else "Terminated"
+        told = RuntimeError(f"DataLoader worker (pid 7) is killed by signal: {signal}. ")
+        if kind == "chained":
+            raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly") from told
+        raise told
+
+    monkeypatch.setattr("experiments.cli._dispatch", stopped)
+    if kind == "killed":  # by the kernel, for its memory: that has to be seen
+        with pytest.raises(RuntimeError, match="Killed"):
+            main(["fit"])
+        return
+    assert main(["fit"]) == 143
+    assert capsys.readouterr().err.startswith("stopped by SIGTERM")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -227,7 +228,12 @@ def test_a_run_that_lost_its_end_goes_on_instead_of_starting_over(
     again = json.loads((copy / "metrics.json").read_text())
     assert again["steps"] == 6
     assert again["test"] == record["test"]
-    assert "going on from" in (copy / "log.txt").read_text()
+    assert again["parameters"] == record["parameters"]
+    log = (copy / "log.txt").read_text()
+    resumed = log[log.index("going on from") :]
+    assert "tested: step" in resumed
+    assert "fill no interval" not in resumed  # all were evaluated, before the interruption
+    assert "samples/s" not in resumed  # and no interval is told that was not trained
 
 
 def test_a_run_stopped_in_its_second_interval_ends_with_the_same_weights(
@@ -258,6 +264,34 @@ def test_a_run_stopped_in_its_second_interval_ends_with_the_same_weights(
     expected, found = weights(run), weights(tmp_path / run.name)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert json.loads((tmp_path / run.name / "metrics.json").read_text())["test"] == record["test"]
+    log = (tmp_path / run.name / "log.txt").read_text()
+    lines = [line for line in log[log.index("going on from") :].splitlines() if "samples/s" in line]
+    assert len(lines) == 1
+    assert re.search(r"step 6/6  mean loss \d+\.\d{4}  val/mAP@10 \d\.\d{4}", lines[0])
+
+
+def test_the_interval_line_tells_the_mean_loss(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of UNITER's steps, each of which trains another objective; without a whole interval it says how to get one."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    small = ["--model.width=32", "--model.output_width=16", "--model.image_size_px=32", "--model.whitening_samples=0"]
+    short = ["--data.batch_size=8", "--trainer.accelerator=cpu", "--trainer.log_every_n_steps=1"]
+    words = ["fit", "--exp", "uniter", "--scale", "tiny", "--data", str(shards), "--runs", str(tmp_path)]
+    words += [*small, *short, "--evaluation.same=false", "--trainer.max_steps=5"]
+    assert main([*words, "--data.steps_per_epoch=5"]) == 0
+    (folder,) = tmp_path.iterdir()
+    losses = [row["train/loss"] for row in read_history(folder / "history.jsonl") if "train/loss" in row]
+    assert len(losses) == 5
+    assert max(losses) - min(losses) > 0.1
+    log = (folder / "log.txt").read_text()
+    (told,) = re.findall(r"mean loss (\d+\.\d+)", log)
+    assert float(told) == pytest.approx(sum(losses) / 5, abs=1e-4)
+    assert "tested: step 5 of 5, best on val" in log
+    trained = json.loads((folder / "metrics.json").read_text())["parameters"]
+    assert f"UNITER: {trained / 1e6:.2f} million trained parameters" in log
+    shutil.rmtree(folder)
+    assert main([*words, "--data.steps_per_epoch=6"]) == 0
+    (folder,) = tmp_path.iterdir()
+    assert "no interval was completed in 5 steps" in (folder / "log.txt").read_text()
 
 
 def test_same_seed_same_numbers_other_seed_others(
@@ -303,6 +337,10 @@ def test_an_untrained_model_leaves_a_normal_run_folder(shards: Path, tmp_path: P
     (folder,) = tmp_path.iterdir()
     found = json.loads((folder / "metrics.json").read_text())
     assert found["steps"] == 0
+    assert found["random_weights"] is True
+    said = (folder / "log.txt").read_text()
+    assert "CAPTURE starts from random weights here" in said
+    assert "random weights, nothing trained" in said[said.index(folder.name) :]
     assert set(CONTRACT_KEYS) <= set(found)
     assert (folder / "rankings" / "test.txt").is_file()
     assert main(["eval", "--run", str(folder)]) == 0
@@ -324,12 +362,17 @@ def test_re_ranking_is_recorded_with_its_cost_and_evaluates_to_the_same(
     cost = found["rerank"]
     assert (cost["depth"], cost["pairs"]) == (72, 12 * 72)
     assert cost["seconds"] > 0
+    assert "--evaluation.rerank=72" in cost["command"]
     assert found["test"]["rerank/mAP@10"] == pytest.approx(found["test"]["text/mAP@10"], abs=0.02)  # near-ties apart
     mean = found["intervals"]["test"]["rerank"]["mAP@10"][0]
     assert mean == pytest.approx(found["test"]["mAP@10"] - found["test"]["rerank/mAP@10"])
     assert not any(key.startswith("rerank/") for key in found["val"])
     assert main(["eval", "--run", str(folder)]) == 0
     assert json.loads((folder / "metrics.json").read_text())["test"] == found["test"]
+    capsys.readouterr()
+    assert main(["eval", "--run", str(folder), "--evaluation.rerank=5"]) == 0  # other numbers, and no other embedding
+    assert f"re-ranked: rerank/… under test in {folder}/metrics.json" in capsys.readouterr().out
+    assert "--evaluation.rerank=5" in json.loads((folder / "metrics.json").read_text())["rerank"]["command"]
 
 
 def test_predict_writes_unit_vectors_of_all_items(run: Path, shards: Path) -> None:

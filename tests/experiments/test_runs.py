@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -118,3 +119,28 @@ def test_git_state_names_a_commit_of_this_repository() -> None:
     assert set(state) == {"commit", "dirty"}
     if state["commit"] is not None:
         assert len(state["commit"]) == 40
+
+
+@pytest.mark.parametrize(
+    ("name", "dirty"),
+    [
+        ("lightning_modules/mine.py", True),
+        ("experiments/data/mine.yaml", True),
+        ("retrieval/notes.txt", False),
+        ("data/mine/list.py", False),
+        ("experiments/ignored.py", False),
+    ],
+)
+def test_code_that_was_never_added_makes_a_tree_dirty(name: str, dirty: bool, tmp_path: Path) -> None:
+    def git(*words: str) -> None:
+        author = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        subprocess.run(["git", *author, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    (tmp_path / ".gitignore").write_text("ignored.py\n")
+    git("init")
+    git("add", ".gitignore")
+    git("commit", "-m", "first")
+    assert runs.git_state(tmp_path)["dirty"] is False
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).write_text("x = 1\n")
+    assert runs.git_state(tmp_path)["dirty"] is dirty

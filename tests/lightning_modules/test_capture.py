@@ -208,7 +208,7 @@ def test_wrong_arguments_are_named(arguments: dict, words: list[str]) -> None:
 def test_wrong_feature_width_is_named() -> None:
     model = tiny_capture()
     batch = example_batch(model.input_spec()._replace(region_width=20))
-    with pytest.raises(ModelError, match="width 20, the model expects region_width 24"):
+    with pytest.raises(ModelError, match=r"width 20, but model\.region_width=24: set model\.region_width=20"):
         model.encode(batch)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -186,8 +187,11 @@ def test_what_goes_with_a_released_model_is_open_clips() -> None:
         assert model.input_spec().text_length == 64
 
 
-def test_weights_that_cannot_be_fetched_say_where_to_put_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_cannot_be_fetched_say_where_to_put_a_file(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def fails(tag: dict[str, Any]) -> str:
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s [Retry 1/5].")
         raise OSError("no route to host")
 
     monkeypatch.setattr(open_clip, "download_pretrained", fails)
@@ -196,6 +200,8 @@ def test_weights_that_cannot_be_fetched_say_where_to_put_a_file(monkeypatch: pyt
     with pytest.raises(ModelError, match=r"'openai'.*no route to host.*--model.pretrained=path/to/file") as caught:
         model.load_weights()
     assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith("path/to/file --model.architecture=ViT-B-32-quickgelu")  # as the tag would know
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(
