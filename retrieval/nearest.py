@@ -23,8 +23,8 @@ EXACT_BELOW = 10_000  # rows; up to here the exact search takes seconds
 RECALL = 0.98  # share of the true neighbours that the sampled rows must find
 PROBED_ROWS = 512  # rows that are searched exactly to find it out: one row is 1/512 of the answer
 SPARE = 8  # candidates more than wanted: the fast distances of the exact search are off in the last digits
-BLOCK_BYTES = 128 << 20  # of distances or differences at a time
-ROWS_PER_CENTRE, KMEANS_ITERATIONS = 39, 8  # FAISS's own lower bound; more iterations move recall by less than 0.01
+BLOCK_BYTES = 32 << 20  # of distances or differences at a time
+ROWS_PER_CENTRE, KMEANS_ITERATIONS = 20, 8  # twice as many rows move recall by less than 0.003
 
 
 class NearestRows(NamedTuple):
@@ -58,18 +58,17 @@ def nearest_rows(
             f"vector {int(bad[0])} holds nan or inf ({len(bad)} of {len(vectors_ND)} do): look for a diverged training"
         )
     num, wanted = len(vectors_ND), min(k, len(vectors_ND) - 1)
-    index_NK = np.full((num, k), NO_ROW, np.int64)
-    squared_NK = np.full((num, k), np.inf, vectors_ND.numpy().dtype)
+    padded = _no_rows(num, k, vectors_ND.numpy().dtype)
     if wanted < 1:
-        return NearestRows(index_NK, squared_NK)
+        return padded
     with full_precision():
         if num < exact_below:
             # Distances stay the same and lose fewer digits: many embeddings share one long component.
             found = _exact(vectors_ND - vectors_ND.mean(0), np.arange(num), wanted)
         else:
             found = _by_index(vectors_ND, wanted, recall, seed)
-    index_NK[:, :wanted], squared_NK[:, :wanted] = found
-    return NearestRows(index_NK, squared_NK)
+    padded.index_NK[:, :wanted], padded.squared_NK[:, :wanted] = found
+    return padded
 
 
 def _exact(vectors_ND: Tensor, rows: np.ndarray, k: int) -> NearestRows:
@@ -78,7 +77,7 @@ def _exact(vectors_ND: Tensor, rows: np.ndarray, k: int) -> NearestRows:
 
     num, width = vectors_ND.shape
     spare = min(k + 1 + SPARE, num)  # 1: the row itself
-    squared_N = vectors_ND.square().sum(1)
+    squared_N = torch.linalg.vector_norm(vectors_ND, dim=1).square()  # square() would copy it all
     block = max(1, BLOCK_BYTES // (vectors_ND.element_size() * max(num, spare * width)))
     index, squared = [], []
     for chosen in torch.from_numpy(rows).split(block):
@@ -103,20 +102,23 @@ def _sorted(index_BC: np.ndarray, squared_BC: np.ndarray, k: int) -> NearestRows
 def _by_index(vectors_ND: Tensor, k: int, recall: float, seed: int) -> NearestRows:
     num = len(vectors_ND)
     generator = np.random.default_rng(seed)
-    index = _build_index(vectors_ND.float().numpy(), generator)
     probed = np.sort(generator.choice(num, min(PROBED_ROWS, num), replace=False))
     true = _exact(vectors_ND, probed, k)
-    index.nprobe = min(4, index.nlist)
+    index, rows = _build_index(vectors_ND.float().numpy(), generator)
+    index.nprobe = 1
     while index.nprobe < index.nlist and _recall(_search(index, vectors_ND, probed, k), true) < recall:
         index.nprobe = min(2 * index.nprobe, index.nlist)
-    found = _search(index, vectors_ND, np.arange(num), k)
+    # Rows of a cell search the same cells, which stay in the cache: 1.6 times as fast.
+    in_turn, found = _search(index, vectors_ND, rows, k), _no_rows(num, k)
+    found.index_NK[rows], found.squared_NK[rows] = in_turn
     short = np.flatnonzero((found.index_NK == NO_ROW).any(1))  # its cells hold fewer rows than wanted
     if short.size:
         found.index_NK[short], found.squared_NK[short] = _exact(vectors_ND, short, k)
     return found
 
 
-def _build_index(vectors_ND: np.ndarray, generator: np.random.Generator) -> Any:
+def _build_index(vectors_ND: np.ndarray, generator: np.random.Generator) -> tuple[Any, np.ndarray]:
+    """The index, and all rows cell after cell."""
     faiss = load_faiss("a search among this many rows", "raise exact_below")
     num, width = vectors_ND.shape
     num_cells = int(4 * num**0.5)
@@ -126,14 +128,30 @@ def _build_index(vectors_ND: np.ndarray, generator: np.random.Generator) -> Any:
         KMEANS_ITERATIONS,
         1,
     )
+    # Rows in no cluster gather around a centre in the middle of the sphere, which is near to everyone and would be
+    # searched for all: ten times the work. On the sphere itself there is no middle.
+    index.cp.spherical = bool(np.allclose(np.linalg.norm(vectors_ND[:1000], axis=1), 1, atol=1e-3))
     learnt = generator.choice(num, min(num, ROWS_PER_CENTRE * num_cells), replace=False)
     index.train(vectors_ND[learnt])
-    index.add(vectors_ND)
-    return index
+    cell_N = index.quantizer.assign(vectors_ND, 1).ravel()
+    rows = np.argsort(cell_N, kind="stable")
+    ends = np.cumsum(np.bincount(cell_N, minlength=num_cells))
+    # Each cell written at once: `index.add` would let its lists grow, to up to twice the memory.
+    for cell, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+        codes = np.ascontiguousarray(vectors_ND[rows[start:end]])
+        ids = rows[start:end].astype(np.int64)
+        pointers = faiss.swig_ptr(ids), faiss.swig_ptr(codes.view(np.uint8))
+        index.invlists.add_entries(cell, len(ids), *pointers)
+    index.ntotal = num
+    return index, rows
+
+
+def _no_rows(num: int, k: int, dtype: Any = np.float32) -> NearestRows:
+    return NearestRows(np.full((num, k), NO_ROW, np.int64), np.full((num, k), np.inf, dtype))
 
 
 def _search(index: Any, vectors_ND: Tensor, rows: np.ndarray, k: int) -> NearestRows:
-    found = NearestRows(np.empty((len(rows), k), np.int64), np.empty((len(rows), k), np.float32))
+    found = _no_rows(len(rows), k)
     for start in range(0, len(rows), 16384):
         part = rows[start : start + 16384]
         squared_BC, index_BC = index.search(vectors_ND[part].float().numpy(), k + 1)
