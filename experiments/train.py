@@ -59,6 +59,7 @@ def _check(engine: Engine) -> None:
     """Everything that can be refused without computing: before files are written and the untrained model evaluated."""
     engine.model.check_training(engine.trainer, engine.data.batch_size)
     engine.data.trainer = engine.trainer  # as `fit` will: the data count its processes
+    engine.evaluation.setup(engine.trainer, engine.model, "fit")
     engine.data.setup()  # all splits: one that is missing at the test would cost the whole training
 
 
