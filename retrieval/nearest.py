@@ -24,7 +24,7 @@ RECALL = 0.98  # share of the true neighbours that the sampled rows must find
 PROBED_ROWS = 512  # rows that are searched exactly to find it out: one row is 1/512 of the answer
 SPARE = 8  # candidates more than wanted: the fast distances of the exact search are off in the last digits
 BLOCK_BYTES = 32 << 20  # of distances or differences at a time
-ROWS_PER_CENTRE, KMEANS_ITERATIONS = 20, 8  # twice as many rows move recall by less than 0.003
+ROWS_PER_CENTRE, KMEANS_ITERATIONS = 20, 8  # twice as many rows move recall by less than 0.01
 
 
 class NearestRows(NamedTuple):
@@ -129,7 +129,7 @@ def _build_index(vectors_ND: np.ndarray, generator: np.random.Generator) -> tupl
         1,
     )
     # Rows in no cluster gather around a centre in the middle of the sphere, which is near to everyone and would be
-    # searched for all: ten times the work. On the sphere itself there is no middle.
+    # searched for all: up to ten times the work. On the sphere itself there is no middle.
     index.cp.spherical = bool(np.allclose(np.linalg.norm(vectors_ND[:1000], axis=1), 1, atol=1e-3))
     learnt = generator.choice(num, min(num, ROWS_PER_CENTRE * num_cells), replace=False)
     index.train(vectors_ND[learnt])
