@@ -5,6 +5,8 @@ Shape legend beside the project's: N nodes, K neighbours of a node, H hidden wid
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import scipy.sparse as sp
@@ -111,7 +113,7 @@ def _train(
     else:
         loss = SampledLoss(weights, adjacency_NN, smoothed_ND, settings.lam, settings.seeds, generator)
     losses = []
-    with torch.enable_grad():
+    with torch.enable_grad(), _in_a_fixed_order():
         for _ in range(settings.steps):
             optimizer.zero_grad()
             value = loss(encoder.hidden_DH, encoder.output_HZ)
@@ -119,3 +121,14 @@ def _train(
             optimizer.step()
             losses.append(value.item())
     return losses
+
+
+@contextmanager
+def _in_a_fixed_order() -> Iterator[None]:
+    """Sums over gathered rows are otherwise taken in the order in which threads happen to come."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
