@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from experiments.bench_search import _measured
+from experiments.bench_search import measured
 from lightning_modules.entity_graph.graph import EntityGraph
 from lightning_modules.entity_graph.similarity import feature_cosine
 from retrieval.nearest import nearest_rows
@@ -73,12 +73,11 @@ def _cosine(num: int, width: int, checked: int, seed: int) -> list[dict[str, Any
         f"FAISS IVF, bare, {BARE_PROBES} cells": lambda: _bare_index(features_ND),
         "cosine graph": lambda: feature_cosine(features_ND, K, seed=seed).index_NK.numpy(),
     }
-    nearest_rows(
-        features_ND[:64, :8].contiguous(), 2, exact_below=1
-    )  # imports and thread pools start outside the clock
+    # Imports and thread pools start outside the clock.
+    nearest_rows(features_ND[:64, :8].contiguous(), 2, exact_below=1)
     rows = []
     for name, run in contenders.items():
-        row, index_NK = _measured(name, run)
+        row, index_NK = measured(name, run)
         hits = (index_NK[chosen][:, :RECALL_AT, None] == true_QK[:, None]).any(2)
         row[f"recall@{RECALL_AT}"] = float(hits.mean())
         rows.append({"name": name, "nodes": num, **row})
@@ -129,5 +128,5 @@ def _adagae(num: int, width: int, rounds: int, steps: int, seed: int) -> dict[st
 
     kind = "full batch" if num < graph.settings.exact_below else "sampled"
     name = f"AdaGAE {rounds} × {steps}, {kind}"
-    row, _ = _measured(name, run)
+    row, _ = measured(name, run)
     return {"name": name, "nodes": num, **row, "positives": graph.neighbours.share_with_positive}

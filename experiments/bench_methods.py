@@ -10,16 +10,8 @@ import torch
 import lightning_modules
 from experiments.bench_step import Variant, compare
 
-METHODS = (
-    "CAPTURE",
-    "EGECMP",
-    "CLIP",
-    "UNITER",
-    "ViLBERT",
-    "LXMERT",
-    "ImageOnly",
-    "TextOnly",
-)  # the first is compared with
+# The first is compared with.
+METHODS = ("CAPTURE", "EGECMP", "CLIP", "UNITER", "ViLBERT", "LXMERT", "ImageOnly", "TextOnly")
 ARGUMENTS: dict[str, tuple[tuple[str, Any], ...]] = {"CLIP": (("pretrained", None),)}  # nothing is downloaded
 BATCH_SIZE, CUDA_BATCH_SIZE = 16, 64
 

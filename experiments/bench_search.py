@@ -55,7 +55,7 @@ def bench_search(
         for name, run in contenders.items():
             if name.startswith("FAISS"):
                 index.add(gallery_ND)
-            row, lists[name] = _measured(name, run)
+            row, lists[name] = measured(name, run)
             index.reset()  # the others must not carry its copy of the gallery
             rows[name] = min(row, rows.get(name, row), key=lambda one: one["seconds"])
     for name, row in rows.items():
@@ -70,7 +70,7 @@ def _unit_rows(num_rows: int, width: int, seed: int) -> np.ndarray:
     return rows
 
 
-def _measured(name: str, run: Callable[[], np.ndarray]) -> tuple[dict[str, Any], np.ndarray]:
+def measured(name: str, run: Callable[[], np.ndarray]) -> tuple[dict[str, Any], np.ndarray]:
     """Run once; wall-clock seconds and the highest resident memory seen, sampled every 5 ms."""
     before_mb, peak_mb, done = _resident_mb(), _resident_mb(), threading.Event()
 

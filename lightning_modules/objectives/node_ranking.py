@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_modules.distributed import mean_over_ranks
 from lightning_modules.entity_graph.neighbours import Neighbours
 from lightning_modules.objectives.draws import Draws
 from lightning_modules.objectives.related_entities import (
-    Negatives,
+    EntityRanking,
     Ranked,
     Vectors,
-    check_ranking,
     related_entities,
 )
 
 
-class NodeRanking(nn.Module):
+class NodeRanking(EntityRanking):
     """max(0, d(i, positive) − d(i, negative) + margin), d = 1 − cosine, averaged over entities of the global batch.
 
     Of each entity i with similarities S in the graph, the positive is drawn from S > 0.85, the negative from S < 0.5.
@@ -27,19 +26,7 @@ class NodeRanking(nn.Module):
     entity, the positive and the negative alike. Positives come from the whole graph, since among tens of thousands of
     entities a batch rarely holds two related ones. The distance is that of cosines with a margin (released: margin 0,
     element by element). An entity that stands in several captions counts once.
-
-    Args:
-        margin: Of the distances.
-        negatives: Drawn from the other entities of the "batch" (of all ranks, released) or from the whole "table".
-        per_sample: Most entities per sample of the batch that are ranked, on average; of more, a random choice.
     """
-
-    def __init__(self, margin: float = 0.2, negatives: Negatives = "batch", per_sample: int = 4) -> None:
-        super().__init__()
-        check_ranking(margin, negatives, per_sample)
-        self.margin = margin
-        self.negatives: Negatives = negatives
-        self.per_sample = per_sample
 
     def forward(self, entities_BE: Tensor, neighbours: Neighbours, vectors: Vectors, draws: Draws) -> Ranked:
         """Loss over the entities of all ranks (0 where none has a positive), and the share that has one.

@@ -10,17 +10,17 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_modules.distributed import gather_rows, rank
-from lightning_modules.entity_graph.neighbours import Neighbours
+from lightning_modules.entity_graph.neighbours import POSITIVE_ABOVE, Neighbours
 from lightning_modules.errors import ModelError
 from lightning_modules.objectives.draws import Draws
 
 Negatives = Literal["batch", "table"]
 Vectors = Callable[[Tensor], Tensor]  # rows_M of the table -> their embedding-layer vectors_MD, with gradient
 
-POSITIVE, NEGATIVE = 0.85, 0.5  # released: related above the first similarity, unrelated below the second
+NEGATIVE_BELOW = 0.5  # released: similarity up to which an entity may be a negative of another
 
 
 class Ranked(NamedTuple):
@@ -28,6 +28,28 @@ class Ranked(NamedTuple):
 
     loss: Tensor
     share: Tensor
+
+
+class EntityRanking(nn.Module):
+    """What both ranking objectives are set by.
+
+    Args:
+        margin: Of what they rank by: distances (nodes), mean cosines (subgraphs).
+        negatives: Drawn from the other entities of the "batch" (of all ranks, released) or from the whole "table".
+        per_sample: Most entities per sample of the batch that are ranked, on average; of more, a random choice.
+    """
+
+    def __init__(self, margin: float = 0.2, negatives: Negatives = "batch", per_sample: int = 4) -> None:
+        super().__init__()
+        if not margin > 0:
+            raise ModelError(f"model.graph_margin {margin} must be above 0")
+        if negatives not in ("batch", "table"):
+            raise ModelError(f"model.graph_negatives {negatives!r} is unknown; known: batch, table")
+        if per_sample < 1:
+            raise ModelError(f"model.ranked_entities {per_sample} must be at least 1")
+        self.margin = margin
+        self.negatives: Negatives = negatives
+        self.per_sample = per_sample
 
 
 class Present(NamedTuple):
@@ -95,7 +117,7 @@ def related_entities(
     chosen_MC = key_MK.topk(min(most, num_columns)).indices
     positives_MC = neighbours.index_NK[rows_M].gather(1, chosen_MC)
 
-    close_MK = neighbours.score_NK[rows_M] >= NEGATIVE
+    close_MK = neighbours.score_NK[rows_M] >= NEGATIVE_BELOW
     excluded_MK = torch.where(close_MK, neighbours.index_NK[rows_M], -1)
     excluded_MF = torch.cat([rows_M.unsqueeze(1), excluded_MK], 1)
     left_M, nth = _left_over(excluded_MF, present if negatives == "batch" else None, num_nodes)
@@ -113,18 +135,8 @@ def related_entities(
     return Related(rows_M, torch.where(used_MC, positives_MC, 0), torch.where(used_MC, negatives_MC, 0), used_MC, share)
 
 
-def check_ranking(margin: float, negatives: str, per_sample: int) -> None:
-    """Raise `ModelError` for settings of a ranking objective that mean nothing."""
-    if not margin > 0:
-        raise ModelError(f"model.graph_margin {margin} must be above 0")
-    if negatives not in ("batch", "table"):
-        raise ModelError(f"model.graph_negatives {negatives!r} is unknown; known: batch, table")
-    if per_sample < 1:
-        raise ModelError(f"model.ranked_entities {per_sample} must be at least 1")
-
-
 def _related(neighbours: Neighbours, rows_M: Tensor) -> Tensor:
-    return (neighbours.score_NK[rows_M] > POSITIVE) & (neighbours.index_NK[rows_M] >= 0)
+    return (neighbours.score_NK[rows_M] > POSITIVE_ABOVE) & (neighbours.index_NK[rows_M] >= 0)
 
 
 def _left_over(

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_modules.distributed import mean_over_ranks
 from lightning_modules.entity_graph.neighbours import Neighbours
 from lightning_modules.objectives.draws import Draws
 from lightning_modules.objectives.related_entities import (
-    Negatives,
+    EntityRanking,
     Ranked,
     Vectors,
-    check_ranking,
     related_entities,
 )
 
 MANY, FEW = 5, 3  # positives drawn where there are more than five, and where there are not (released)
 
 
-class SubgraphRanking(nn.Module):
+class SubgraphRanking(EntityRanking):
     """max(0, c(negatives) − c(positives) + margin), averaged over entities of the global batch.
 
     Of each entity i, positives are drawn from S > 0.85, 5 of them if there are more than 5, else 3 (or all, if there
@@ -31,19 +30,7 @@ class SubgraphRanking(nn.Module):
     an entity with a single positive (or negative) has no pair to compare and contributes nothing; where there are fewer
     negatives than positives, fewer positives are drawn; pooled is the mean over pairs, not the sum, so that small
     samples count as large ones do; the margin is that of the nodes.
-
-    Args:
-        margin: Of the mean cosines.
-        negatives: Drawn from the other entities of the "batch" (of all ranks, released) or from the whole "table".
-        per_sample: Most entities per sample of the batch that are ranked, on average; of more, a random choice.
     """
-
-    def __init__(self, margin: float = 0.2, negatives: Negatives = "batch", per_sample: int = 4) -> None:
-        super().__init__()
-        check_ranking(margin, negatives, per_sample)
-        self.margin = margin
-        self.negatives: Negatives = negatives
-        self.per_sample = per_sample
 
     def forward(self, entities_BE: Tensor, neighbours: Neighbours, vectors: Vectors, draws: Draws) -> Ranked:
         """Loss over the entities of all ranks (0 where none has two positives), and the share that has.

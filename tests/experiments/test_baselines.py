@@ -142,7 +142,7 @@ FULL: dict[str, tuple[str, str]] = {  # objectives beside those of the overlay f
 def test_two_steps_at_paper_scale_on_region_features(
     experiment: str, objectives: str, region_shards: Path, tmp_path: Path
 ) -> None:
-    """The published sizes, only the text from random weights: a batch of two, trained, evaluated, evaluated again."""
+    """The published sizes, only the text from random weights: a batch of two, trained, evaluated and tested."""
     words = ["--exp", experiment, "--scale", "paper", "--data", str(region_shards), "--runs", str(tmp_path)]
     words += [*SHORT, "--data.batch_size=2", "--data.steps_per_epoch=1", "--trainer.max_steps=2"]
     words += ["--trainer.precision=32-true", "--model.tokenizer=shards"]
