@@ -17,7 +17,7 @@ from datamodules.errors import DataError
 from datamodules.manifest import Manifest
 from datamodules.tokenizer import AnyTokenizer, Tokenizer
 
-NODE_LENGTH = 16  # tokens of an entity as a node of the graph, [SEP] included
+NODE_LENGTH = 16  # the most tokens of an entity as a node of the graph, [SEP] included
 
 
 class CaptionEntities:
@@ -58,7 +58,9 @@ class CaptionEntities:
 
 
 def node_tokens(names: list[str], tokenizer: AnyTokenizer) -> Tensor:
-    """Tokens of entities one by one, int32 [N, 16]: without [CLS], with [SEP], filled up with 0.
+    """Tokens of entities one by one, int32 [N, L]: without [CLS], with [SEP], filled up with 0 to the longest one.
+
+    Longer than 16 none becomes; a node is embedded at full length in each step that draws it.
 
     Raises:
         DataError: the tokenizer has no [SEP].
@@ -66,10 +68,12 @@ def node_tokens(names: list[str], tokenizer: AnyTokenizer) -> Tensor:
     if not isinstance(tokenizer, Tokenizer):
         raise _unfit("")
     tokens_NL = torch.zeros(len(names), NODE_LENGTH, dtype=torch.int32)
+    longest = 1
     for row, tokens in enumerate(tokenizer.encode_words(names)):
         framed = [*tokens[: NODE_LENGTH - 1], tokenizer.sep_id]
         tokens_NL[row, : len(framed)] = torch.tensor(framed, dtype=torch.int32)
-    return tokens_NL
+        longest = max(longest, len(framed))
+    return tokens_NL[:, :longest].contiguous()
 
 
 def check_tokenizer(tokenizer: AnyTokenizer, spec: InputSpec) -> None:

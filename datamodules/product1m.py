@@ -146,7 +146,7 @@ class Product1M(LightningDataModule):
         return self.tokenizer.vocab_size
 
     def entity_tokens(self) -> Tensor:
-        """Tokens of the entity graph's nodes, int32 [num_nodes, 16]: without [CLS], with [SEP], filled up with 0."""
+        """Tokens of the entity graph's nodes, int32 [num_nodes, L]: without [CLS], with [SEP], filled up with 0."""
         table = self.entity_table
         return node_tokens(table.names[: table.num_nodes], self.tokenizer)
 

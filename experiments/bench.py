@@ -20,9 +20,10 @@ BENCHES = {
     "methods": ("experiments.bench_methods", "bench_methods"),
     "search": ("experiments.bench_search", "bench_search"),
     "graph": ("experiments.bench_graph", "bench_graph"),
+    "graph-losses": ("experiments.bench_methods", "bench_graph_losses"),
 }
 # take longer than the step; of interest to who changes the step or the graph, or compares models
-BY_NAME_ONLY = {"parts", "methods", "graph"}
+BY_NAME_ONLY = {"parts", "methods", "graph", "graph-losses"}
 
 
 def bench_command(words: list[str]) -> None:

@@ -32,6 +32,18 @@ def published() -> list[Variant]:
     ]
 
 
+def bench_graph_losses() -> list[dict[str, Any]]:
+    """One optimiser step of EGE-CMP at its published size without the entity graph, then with both ranking losses."""
+    return compare_methods(with_and_without_graph())
+
+
+def with_and_without_graph() -> list[Variant]:
+    """EGE-CMP without the graph first; with it, every entity of the batch has related ones to be ranked by."""
+    ranked = next(variant for variant in published() if variant.model == "EGECMP")
+    rest = (*ranked.arguments, ("objectives", ["mlm", "mlm_entity", "mrm", "clr"]))
+    return [ranked._replace(name="EGE-CMP, no graph", arguments=rest), ranked._replace(name="EGE-CMP, node + subgraph")]
+
+
 def compare_methods(variants: Sequence[Variant], rounds: int = 4) -> list[dict[str, Any]]:
     """As `compare`, in what is of interest of a method.
 

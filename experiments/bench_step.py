@@ -15,7 +15,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 import lightning_modules
+from experiments.bench_entities import all_ranked
 from lightning_modules import RetrievalModule
+from lightning_modules.callbacks.graph_refresh import graph_of
 from lightning_modules.callbacks.speed import Speed
 from lightning_modules.callbacks.throughput import peak_memory_mb
 from lightning_modules.capture_network import Fused, HybridStreamTransformer
@@ -171,6 +173,9 @@ def _serve(pipe: Any, variant: Variant) -> None:
     spec = model.input_spec()
     vocabulary = spec.vocab_size and min(21128, spec.vocab_size)
     batch = example_batch(spec, device, variant.batch_size, vocab_size=vocabulary)
+    graph = graph_of(model)
+    if graph is not None:
+        batch = all_ranked(graph, batch, vocabulary or 100)
     if "optimiser" in variant.plain:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, foreach=False, fused=False)
     else:

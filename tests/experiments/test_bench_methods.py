@@ -10,10 +10,14 @@ import torch
 
 import lightning_modules
 from experiments import bench_methods, bench_step
+from experiments.bench_entities import all_ranked
 from experiments.bench_step import Variant
 from lightning_modules import RetrievalModule
+from lightning_modules.callbacks.graph_refresh import graph_of
+from lightning_modules.example_batch import example_batch
+from lightning_modules.objectives.draws import Draws
 from tests.experiments.test_bench_step import SMALL
-from tests.lightning_modules.tiny_models import CLIP_CONFIG, tiny_clip
+from tests.lightning_modules.tiny_models import CLIP_CONFIG, tiny_clip, tiny_ege
 
 
 def test_tasks_run_in_turn_and_count_by_their_share(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,3 +63,18 @@ def test_methods_are_measured_side_by_side() -> None:
         assert row["peak_mb"] > 100
     expected = sum(parameter.numel() for parameter in tiny_clip().parameters())
     assert rows[1]["parameters_m"] == pytest.approx(expected / 1e6)
+
+
+def test_the_graph_that_is_timed_leaves_the_ranking_losses_all_they_can_do() -> None:
+    without, with_graph = bench_methods.with_and_without_graph()
+    assert dict(without.arguments)["objectives"] == ["mlm", "mlm_entity", "mrm", "clr"]
+    assert (without.batch_size, without.dtype) == (with_graph.batch_size, with_graph.dtype)
+    model = tiny_ege()
+    graph = graph_of(model)
+    assert graph is not None
+    graph.forget()
+    batch = all_ranked(graph, example_batch(model.input_spec(), batch_size=6), 50)
+    losses = model.losses(batch, Draws(0, 0, torch.device("cpu")))
+    for name in ("node", "subgraph"):
+        assert losses[f"_{name}_share"] == 1.0
+        assert losses[f"loss_{name}"] > 0
