@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 
 from datamodules.catalogues.record import ProductRecord
+from datamodules.entities import add_entities, read_table
+from datamodules.entity_sources import LexiconSource
+from datamodules.manifest import read_manifest
 from datamodules.regions import Regions
 from datamodules.write_shards import build
 from experiments.cli import main
@@ -121,11 +124,15 @@ def region_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     counts = {"train": 8, "val": 3, "test": 4, "gallery": 6}
     options: dict[str, Any] = {"vocab_size": 60, "progress": False, "pictures": False}
     build(TinyCatalogue(counts, size_px=8), folder, regions=_full_regions, **options)
+    lexicon = folder.parent / "lexicon.txt"
+    lexicon.write_text("口红\nlipstick\nseries0\nseries1\nseries2\n", encoding="utf-8")
+    add_entities(folder, LexiconSource(lexicon), progress=False)
     return folder
 
 
 FULL: dict[str, tuple[str, str]] = {  # objectives beside those of the overlay for Product1M, which has no class scores
     "capture": ("capture", ""),
+    "ege_cmp": ("ege_cmp", ""),
     "uniter": ("uniter", ""),
     "uniter, classes and contrast": ("uniter", "[mlm,mrm,mrc,mrc_kl,itm,wra,clr]"),
     "vilbert": ("vilbert", ""),
@@ -150,6 +157,8 @@ def test_two_steps_at_paper_scale_on_region_features(
         words += ["--model.text_weights=null"]
     if objectives:
         words += [f"--model.objectives={objectives}", f"--model.region_classes={NUM_CLASSES}"]
+    if experiment == "ege_cmp":
+        assert read_table(region_shards, read_manifest(region_shards)).num_nodes > 1
     assert main(["fit", *words]) == 0
     (folder,) = tmp_path.iterdir()
     record = json.loads((folder / "metrics.json").read_text())
