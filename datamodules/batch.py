@@ -61,3 +61,4 @@ class DetectionBatch(NamedTuple):
     box_mask_BN: Tensor  # bool, True = real box
     letterbox_B4: Tensor  # float32 scale_x, scale_y, left_px, top_px: square px = picture px * scale + offset
     size_B2: Tensor  # int64 height, width of the upright picture in px
+    cut_outs_BN: Tensor | None = None  # int64, which cut-out a box shows, -1 = padding; None = not known
