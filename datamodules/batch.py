@@ -53,11 +53,11 @@ class ProductBatch(NamedTuple):
 
 
 class DetectionBatch(NamedTuple):
-    """Pictures on squares, with the boxes a class-agnostic detector is to find."""
+    """Pictures on squares, with the boxes a class-agnostic detector is to find in them."""
 
     index_B: Tensor  # int64, row of the split's id table, or number of a pasted picture
-    images_B3HW: Tensor  # uint8
-    boxes_BN4: Tensor  # float32, px of the square x1 y1 x2 y2; rows of padding are 0
+    images_B3HW: Tensor  # uint8, letterboxed on white
+    boxes_BN4: Tensor  # float32, px of the square: x1, y1, x2, y2; rows of padding are 0
     box_mask_BN: Tensor  # bool, True = real box
-    letterbox_B4: Tensor  # float32 scale_x, scale_y, left_px, top_px: square px = picture px * scale + offset
+    letterbox_B4: Tensor  # float32 scale_x, scale_y, left_px, top_px: square px = picture px × scale + offset
     size_B2: Tensor  # int64 height, width of the upright picture in px

@@ -82,6 +82,22 @@ def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
     return None
 
 
+def upright_size(data: bytes) -> tuple[int, int]:
+    """Width and height (px) of a picture as it is to be looked at, from its header.
+
+    Raises:
+        PictureError: as `open_picture`.
+    """
+    if size := plain_jpeg_size(data):
+        return size
+    image = open_picture(data)
+    try:
+        lying = image.getexif().get(_ORIENTATION, 1) in _LYING
+    except Exception as error:
+        raise _undecodable(error) from None
+    return (image.height, image.width) if lying else image.size
+
+
 class Decoded(NamedTuple):
     """An upright RGB picture, perhaps decoded at a fraction of its size."""
 
