@@ -21,8 +21,8 @@ ROWS = {
     "val": "val queries, true boxes",
     "pasted": "pasted, held-out cut-outs",
 }
-COLUMNS = {f"recall@{k}/IoU{iou}": f"recall@{k} IoU {iou}" for iou in (50, 75) for k in (1, 10, 36)}
-COLUMNS |= {"proposals": "proposals per picture", "pictures": "pictures"}
+COLUMNS = {f"recall@{k}/IoU{iou}": f"recall@{k}\nIoU 0.{iou}" for iou in (50, 75) for k in (1, 10, 36)}
+COLUMNS["proposals"] = "proposals\nper picture"
 
 
 class DetectionTask(Task):
@@ -49,8 +49,7 @@ class DetectionTask(Task):
         record["unscorable"] = 0
         # A folder whose queries have no true boxes has nothing to say of them.
         record |= {split: dict(outcome.results.get(split, {})) for split in self.splits}
-        data = outcome.engine.data
-        record["cut_outs"] = {"source": data.source, **data.cut_out_counts}
+        record["cut_outs"] = dict(outcome.engine.data.cut_outs)
 
     def log_results(self, engine: Any, run: RunFolder, record: dict[str, Any]) -> None:
         final = {f"test/{key}": value for key, value in record["test"].items()}
@@ -72,7 +71,7 @@ class DetectionTask(Task):
         from experiments.scoreboard import weights
 
         table = Table(title=f"{record['run_id']} · detection{weights(record)}", title_justify="left")
-        table.add_column("")
+        table.add_column("", no_wrap=True)
         for column in COLUMNS.values():
             table.add_column(column, justify="right")
         for row in _rows(record):
@@ -98,7 +97,7 @@ def _rows(record: dict[str, Any]) -> list[dict[str, Any]]:
 def _cell(column: str, value: float | None) -> str:
     if value is None:
         return "–"
-    return f"{value:.0f}" if column == "pictures" else f"{value:.2f}" if column == "proposals" else f"{value:.4f}"
+    return f"{value:.2f}" if column == "proposals" else f"{value:.4f}"
 
 
 def cut_outs(record: dict[str, Any]) -> str:
