@@ -18,6 +18,7 @@ from datamodules.batch import InputSpec, ProductBatch
 from datamodules.caption_entities import CaptionEntities
 from datamodules.errors import DataError
 from datamodules.pictures import PictureError
+from datamodules.region_sets import set_of
 from datamodules.regions import (
     BadRegionsError,
     Regions,
@@ -36,6 +37,7 @@ PREFETCH_BATCHES = 2
 RING_BATCHES = PREFETCH_BATCHES + 1
 
 PICTURE, REGIONS, RECORD = "jpg", "regions.npz", "json"  # member suffixes; anything else in a shard is not read
+TRUTH = "truth.npz"  # of a region set: regions of the true boxes. Evaluation only
 
 
 class RawSample(NamedTuple):
@@ -44,6 +46,7 @@ class RawSample(NamedTuple):
     row: int  # of the split's id table
     file: str  # shard, for messages
     members: dict[str, bytes]  # suffix -> bytes
+    sidecar: str = ""  # file of the region set that the regions come from, for messages; "" = the shard itself
 
 
 class UnusableSampleError(DataError):
@@ -172,7 +175,7 @@ class BatchMaker:
         assert self._boxes is not None
         assert self._region_mask is not None
         if REGIONS not in sample.members:
-            raise self._unusable("missing_regions", f"it has no .{REGIONS}", sample, record)
+            raise self._unusable("missing_regions", f"it has no .{REGIONS}", sample, record, sample.sidecar)
         try:
             regions = unpack_regions(sample.members[REGIONS], class_scores=self._class_scores is not None)
             num = len(regions.boxes_R4)
@@ -183,7 +186,7 @@ class BatchMaker:
             check_finite(features_RD[:num])
             self._add_class_scores(row, regions)
         except BadRegionsError as error:
-            raise self._unusable(error.reason, f".{REGIONS}: {error}", sample, record) from None
+            raise self._unusable(error.reason, f".{REGIONS}: {error}", sample, record, sample.sidecar) from None
         boxes_R5[:num] = boxes_with_area(regions)
         features_RD[num:], boxes_R5[num:] = 0, 0  # the memory is used again and again
         self._region_mask[row].numpy()[:] = np.arange(self.spec.num_regions) < num
@@ -198,7 +201,7 @@ class BatchMaker:
         check_class_scores(scores_RC[:num].numpy(), scores_RC[:num].sum(-1, dtype=torch.float32).numpy())
 
     def _check_fit(self, regions: Regions, sample: RawSample, record: dict) -> None:
-        where = f"{self.folder / sample.file}, sample '{record['id']}', .{REGIONS}"
+        where = f"{self.folder / (sample.sidecar or sample.file)}, sample '{record['id']}', .{REGIONS}"
         num, width = regions.features_RD.shape
         if width != self.spec.region_width:
             raise DataError(
@@ -213,12 +216,18 @@ class BatchMaker:
         if self._class_scores is not None and regions.num_classes != self.spec.region_classes:
             raise DataError(f"{where}: {other_classes(regions.num_classes, self.spec.region_classes)}")
 
-    def _unusable(self, reason: str, detail: str, sample: RawSample, record: dict) -> UnusableSampleError:
+    def _unusable(
+        self, reason: str, detail: str, sample: RawSample, record: dict, sidecar: str = ""
+    ) -> UnusableSampleError:
+        """The error of a damaged sample; `sidecar` names the file if it is not in the shard itself."""
         name = record.get("id", f"row {sample.row}")
+        then = "repair the raw data and build again"
+        if sidecar:
+            then = f"write the region set '{set_of(sidecar)}' again with `predict … --fresh` (docs/regions.md)"
         return UnusableSampleError(
             reason,
-            f"{self.folder / sample.file}, sample '{name}': {detail}. List all damaged samples with "
-            f"`python -m experiments data verify {self.folder}`, then repair the raw data and build again.",
+            f"{self.folder / (sidecar or sample.file)}, sample '{name}': {detail}. List all damaged samples with "
+            f"`python -m experiments data verify {self.folder}`, then {then}.",
         )
 
 

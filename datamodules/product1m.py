@@ -20,6 +20,7 @@ from datamodules.entities import EntityTable, open_rows, read_table
 from datamodules.errors import DataError
 from datamodules.loaders import EvaluationLoader, Receiver, TrainLoader, open_stream
 from datamodules.manifest import Manifest, check_shard_files
+from datamodules.region_sets import check_name, check_region_set
 from datamodules.shard_folder import ShardFolder
 from datamodules.shards import Delivery, EvaluationStream, Place, TrainStream
 from datamodules.stream_state import StreamState, gather_states, restore
@@ -44,9 +45,10 @@ class Product1M(LightningDataModule):
         steps_per_epoch: batches per process in an interval; None = as many as fit in one pass.
         pin_memory: None = when training on CUDA.
         augment: light jitter of scale and place of training pictures ("grid" input only).
+        region_set: the region set whose regions are read, see `region_sets`; None = those in the shards, if any.
 
     Raises:
-        DataError: a number out of range.
+        DataError: a number out of range, a set that cannot be called that.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Product1M(LightningDataModule):
         steps_per_epoch: int | None = None,
         pin_memory: bool | None = None,
         augment: bool = True,
+        region_set: str | None = None,
     ) -> None:
         super().__init__()
         least = {"batch_size": 1, "eval_batch_size": 1, "num_workers": 0, "seed": 0, "steps_per_epoch": 1}
@@ -70,6 +73,7 @@ class Product1M(LightningDataModule):
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self.folder, self.batch_size, self.eval_batch_size = Path(folder), batch_size, eval_batch_size
         self.num_workers, self.seed, self.augment = num_workers, seed, augment
+        self.region_set = None if region_set is None else check_name(region_set)
         self._interval, self._pin_memory = steps_per_epoch, pin_memory
         self._contents = ShardFolder(self.folder)
         self.input_spec = InputSpec()
@@ -167,7 +171,9 @@ class Product1M(LightningDataModule):
         name = getattr(stage, "value", stage)  # Lightning hands over an enum, whose str() is not its value
         splits = _SPLITS_OF_STAGE.get(name or "", ("train", "val", "test", "gallery"))
         check_shard_files(self.folder, splits, self.manifest)
-        self._contents.check_visual_input(self.input_spec)
+        if self.region_set is not None:
+            check_region_set(self.folder, splits, self.manifest, self.region_set)
+        self._contents.check_visual_input(self.input_spec, self.region_set)
         self._check_vocabulary()
         if self.input_spec.num_entities:
             read_table(self.folder, self.manifest)
@@ -231,7 +237,8 @@ class Product1M(LightningDataModule):
         maker, place = self._maker(split, jitter=None), self._place
         # Lightning leaves out the evaluation on a rank without batches, and the others would wait for it forever.
         batch_size = min(self.eval_batch_size, max(1, self.num_samples(split) // place.world_size))
-        stream = EvaluationStream(self.folder, self._contents.shards(split), maker, batch_size, place)
+        regions = self._regions_read
+        stream = EvaluationStream(self.folder, self._contents.shards(split), maker, batch_size, place, regions)
         return EvaluationLoader(stream, self.num_workers, self._pins)
 
     def training_sample(self, num_samples: int) -> Iterator[ProductBatch]:
@@ -241,8 +248,7 @@ class Product1M(LightningDataModule):
         """
         place = self._place._replace(num_workers=1)
         maker = self._maker("train", jitter=None)
-        shards, seed = self._contents.shards("train"), self.seed
-        stream = TrainStream(self.folder, shards, maker, self.batch_size, seed, place, positions=[0], first_worker=0)
+        stream = self._train_stream(maker, place, positions=[0], first_worker=0)
         receiver = Receiver()
         num_batches = -(-num_samples // (self.batch_size * place.world_size))
         for delivery in islice(stream, num_batches):  # in this process: starting workers would take longer
@@ -278,17 +284,20 @@ class Product1M(LightningDataModule):
 
     def _open_train_stream(self) -> Any:
         maker = self._maker("train", Jitter() if self.augment else None)
-        stream = TrainStream(
-            self.folder,
-            self._contents.shards("train"),
-            maker,
-            self.batch_size,
-            self.seed,
-            self._place,
-            positions=list(self._stream.positions),
-            first_worker=self._stream.batches % self.num_streams,
-        )
+        turn = self._stream.batches % self.num_streams
+        stream = self._train_stream(maker, self._place, list(self._stream.positions), turn)
         return open_stream(stream, self.num_workers, self._pins)
+
+    def _train_stream(self, maker: BatchMaker, place: Place, positions: list[int], first_worker: int) -> TrainStream:
+        shards, regions = self._contents.shards("train"), self._regions_read
+        return TrainStream(
+            self.folder, shards, maker, self.batch_size, self.seed, place, positions, first_worker, regions
+        )
+
+    @property
+    def _regions_read(self) -> str | None:
+        """The set whose sidecars are opened: a model that looks at none of its regions does not pay for them."""
+        return self.region_set if self.input_spec.visual_input == "regions" else None
 
     def _stop_workers(self) -> None:
         if self._train_loader is not None:

@@ -12,6 +12,7 @@ from experiments.config import HOME, Loader, compose
 from experiments.errors import UsageError, nearest
 from experiments.runs import RunFolder, open_run, read_metrics, run_folder
 from experiments.scoreboard import COLUMNS
+from experiments.tasks import DEFAULT_TASK, task_of
 
 KEYS = (
     "title",
@@ -60,6 +61,7 @@ def group_runs(paths: list[Path]) -> Plan:
     for path in paths:
         run = open_run(path)
         record = read_metrics(run)
+        _check_task(record, path)
         key = tuple(str(record.get(name)) for name in ("experiment", "data", "scale", "config_hash"))
         row = groups.setdefault(key, Row(f"{key[0]} on {key[1]}, scale {key[2]}", [], []))
         if record["seed"] in [other["seed"] for other in row.records]:
@@ -157,10 +159,16 @@ def _find_runs(entry: dict[str, Any], file: Path) -> Row:
         if record is None:
             missing += 1
             continue
+        _check_task(record, run.root)
         row.runs.append(run)
         row.records.append(record)
     _check_own_feature(row, file)
     return row._replace(missing=missing)
+
+
+def _check_task(record: dict[str, Any], where: Path) -> None:
+    if task_of(record).name != DEFAULT_TASK:
+        raise UsageError(f"{where}: {record['task']} runs have no retrieval metrics, so they fit into no table")
 
 
 def _check_own_feature(row: Row, file: Path) -> None:

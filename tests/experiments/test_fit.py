@@ -285,7 +285,7 @@ def test_the_interval_line_tells_the_mean_loss(shards: Path, tmp_path: Path, mon
     log = (folder / "log.txt").read_text()
     (told,) = re.findall(r"mean loss (\d+\.\d+)", log)
     assert float(told) == pytest.approx(sum(losses) / 5, abs=1e-4)
-    assert "tested: step 5 of 5, best on val" in log
+    assert "tested: step 5 of 5, best by val/mAP@10" in log
     trained = json.loads((folder / "metrics.json").read_text())["parameters"]
     assert f"UNITER: {trained / 1e6:.2f} million trained parameters" in log
     shutil.rmtree(folder)
