@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -89,7 +89,7 @@ def detection_batch(
     rows: list[int],
     images_BSS3: np.ndarray,
     boxes: list[np.ndarray],
-    letterboxes: list[tuple[float, ...]],
+    letterboxes: Sequence[tuple[float, ...]],
     sizes: list[tuple[int, int]],
     cut_outs: list[np.ndarray] | None = None,
 ) -> DetectionBatch:

@@ -17,7 +17,6 @@ from datamodules.detection.paste import paste_picture
 from datamodules.detection.queries import detection_batch
 from datamodules.shards import limit_threads, unchanged
 
-
 SHARED = 4  # cut-outs that two pictures draw from: with as many products on each, most are seen twice
 
 
