@@ -48,9 +48,7 @@ class ProductBatch(NamedTuple):
     # Instances of queries (docs/instances.md): several rows per query, in evaluation only.
     owner_B: Tensor | None = None  # int64, query row an instance belongs to; None: each row is its own
     instance_box_B5: Tensor | None = None  # float32: x1, y1, x2, y2 in [0, 1] of the whole picture and relative area
-    instance_score_B: Tensor | None = (
-        None  # float32, the detector's; 1: a true box; 0: nothing found, the whole picture
-    )
+    instance_score_B: Tensor | None = None  # float32, the detector's; 1 = true box; 0 = nothing found, whole picture
     instance_feature_BD: Tensor | None = None  # float16, the detector's feature of the box; with "regions" only
 
     def rows(self, chosen: slice | list[int]) -> ProductBatch:

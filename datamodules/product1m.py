@@ -25,7 +25,7 @@ from datamodules.manifest import Manifest, check_shard_files
 from datamodules.shard_folder import ShardFolder
 from datamodules.shards import Delivery, EvaluationStream, Place, TrainStream
 from datamodules.stream_state import StreamState, gather_states, restore
-from datamodules.tokenizer import AnyTokenizer, load_tokenizer
+from datamodules.tokenizer import AnyTokenizer, check_vocabulary, load_tokenizer
 from datamodules.transforms import Jitter
 
 _SPLITS_OF_STAGE = {"fit": ("train", "val", "gallery"), "validate": ("val", "gallery"), "test": ("test", "gallery")}
@@ -177,8 +177,7 @@ class Product1M(LightningDataModule):
     # ---- Lightning -------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str | None = None) -> None:
-        """Check the folder against its manifest, the model's wishes and the batch size; of the tars, only for a true
-        box.
+        """Check the folder against its manifest, the model's wishes and the batch size; true boxes are looked for.
 
         Raises:
             DataError: with the remedy.
@@ -188,7 +187,7 @@ class Product1M(LightningDataModule):
         check_shard_files(self.folder, splits, self.manifest)
         self._contents.check_visual_input(self.input_spec)
         check_boxes_known(self._contents, self.instances, self.input_spec, [s for s in splits if s in ("val", "test")])
-        self._check_vocabulary()
+        check_vocabulary(self.tokenizer, self.input_spec)
         if self.input_spec.num_entities:
             read_table(self.folder, self.manifest)
             for split in splits:
@@ -199,26 +198,6 @@ class Product1M(LightningDataModule):
             raise DataError(
                 f"data.batch_size={self.batch_size} × {self._place.world_size} process(es) is larger than the "
                 f"{self.num_samples('train')} training samples of {self.folder}. Choose a smaller data.batch_size."
-            )
-
-    def _check_vocabulary(self) -> None:
-        """The tokenizer exists and numbers words as the model does; told now, not by the first worker."""
-        spec, found = self.input_spec, self.tokenizer
-        for key, wanted, is_ in (
-            ("vocab_size", spec.vocab_size, found.vocab_size),
-            ("mask_token_id", spec.mask_token_id, found.mask_id),
-            ("end_token_id", spec.end_token_id, found.end_id),
-        ):
-            if wanted is None or wanted == is_:
-                continue
-            if is_ is None:
-                raise DataError(
-                    f"Tokenizer '{spec.tokenizer}' has no token for the model's {key} {wanted}. Use a BERT-style "
-                    "tokenizer (model.tokenizer), or 'shards'."
-                )
-            raise DataError(
-                f"Tokenizer '{spec.tokenizer}' has {key} {is_}, the model {wanted}: it was built for another "
-                f"tokenizer. Name that one (model.tokenizer), or set model.{key}={is_} for a model to be trained."
             )
 
     @property
