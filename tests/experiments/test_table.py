@@ -285,6 +285,7 @@ ROWS_OF_A = "rows: [{label: a}]"
         (f"base: b\n{ROWS_OF_A}", "base 'b' is no row"),
         ("rows: []", "at least one row"),
         (f"columns: [same/mAR@10]\n{ROWS_OF_A}", "columns: 'same/mAR@10' is no metric: expected a list of metrics"),
+        (f"columns: [same/coverage@10]\n{ROWS_OF_A}", "columns: 'same/coverage@10' is no metric"),
         (f"columns: [map@10]\n{ROWS_OF_A}", "columns: 'map@10' is no metric"),
         (f"columns: mAP@10\n{ROWS_OF_A}", "columns: expected a list of metrics.*got 'mAP@10'"),
         (f"columns: [mAP@10, mAP@10]\n{ROWS_OF_A}", "columns: expected .* each once"),
