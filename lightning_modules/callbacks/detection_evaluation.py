@@ -21,7 +21,8 @@ class DetectionEvaluation(Callback):
 
     `recall@10/IoU50`: share of all true boxes that one of their picture's ten best proposals overlaps by 0.5 or more,
     each proposal counting for one box. `proposals`: mean number per picture that score `min_score` or more.
-    `precision/IoU50`: share of these that find a box. Of a split without known boxes (as Product1M's) `proposals` alone.
+    `precision/IoU50`: share of these that find a box.
+    Of a split without known boxes (Product1M's) `proposals` alone.
 
     Args:
         ious: Overlaps (intersection over union) that count as found.
