@@ -45,7 +45,11 @@ class ProductBatch(NamedTuple):
     entity_tokens_BT: Tensor | None = None  # int64, [CLS] e1 [SEP] e2 [SEP] … and padding
     entity_token_mask_BT: Tensor | None = None  # bool, True = real token
     entities_BE: Tensor | None = None  # int64 row of the entity table, -1 = none
+    # Instances of queries (docs/instances.md): several rows per query, in evaluation only.
     owner_B: Tensor | None = None  # int64, query row an instance belongs to; None: each row is its own
+    instance_box_B5: Tensor | None = None  # float32: x1, y1, x2, y2 in [0, 1] of the whole picture and relative area
+    instance_score_B: Tensor | None = None  # float32, the detector's; 1 = true box; 0 = nothing found, whole picture
+    instance_feature_BD: Tensor | None = None  # float16, the detector's feature of the box; with "regions" only
 
     def rows(self, chosen: slice | list[int]) -> ProductBatch:
         """The batch of some of its rows."""

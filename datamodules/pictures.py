@@ -82,6 +82,23 @@ def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
     return None
 
 
+def upright_size(data: bytes) -> tuple[int, int]:
+    """Width and height (px) of the upright picture, from the header.
+
+    Raises:
+        PictureError: reason `undecodable_picture` or `picture_too_large`.
+    """
+    plain = plain_jpeg_size(data)
+    if plain is not None and plain[0] * plain[1] <= MAX_PIXELS:
+        return plain
+    image = open_picture(data)
+    try:
+        lying = image.getexif().get(_ORIENTATION, 1) in _LYING
+    except Exception as error:  # see above
+        raise _undecodable(error) from None
+    return (image.height, image.width) if lying else (image.width, image.height)
+
+
 class Decoded(NamedTuple):
     """An upright RGB picture, perhaps decoded at a fraction of its size."""
 

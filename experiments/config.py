@@ -81,7 +81,7 @@ def compose(experiment: str, data: str, scale: str, seed: int | None, overrides:
         raise UsageError(f"unknown scale {scale!r}: {nearest(scale, scales)}")
     config = merge(base(), _read(file))
     settings = parse_overrides(overrides, config)
-    check_keys(merge(config, settings))  # before the data: a typo should not wait for shards to be built
+    check_keys(_with_words(merge(config, settings)))  # before the data: a typo should not wait for shards to be built
     folder = find_data(data, overlays("data"))
 
     files = [HOME / "base.yaml", file, folder.overlay, scales[scale]]
@@ -125,6 +125,7 @@ def finish(
     config: dict[str, Any], experiment: str, scale: str, folder: DataFolder, layers: Sequence[str]
 ) -> Composition:
     """Fill in what follows from the rest (folder, seed, the shards' tokenizer), then check every key."""
+    config = _with_words(config)
     config["data"].setdefault("init_args", {}).update(folder=str(folder.path), seed=config["seed_everything"])
     arguments = config["model"].setdefault("init_args", {})
     known = schema.signature(config["model"]["class_path"])
@@ -133,6 +134,16 @@ def finish(
         arguments.update({key: value for key, value in folder.tokenizer_arguments().items() if key in known})
     check_keys(config)
     return Composition(config, experiment, scale, folder, tuple(layers))
+
+
+def _with_words(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with `[true]` read as a word where words are meant; it is not changed itself."""
+    config = dict(config)
+    for section in ("model", "data"):
+        chosen = config.get(section) or {}
+        if chosen.get("class_path") and isinstance(chosen.get("init_args"), dict):
+            config[section] = chosen | {"init_args": schema.as_words(chosen["init_args"], chosen["class_path"])}
+    return config
 
 
 def check_keys(config: dict[str, Any]) -> None:

@@ -246,8 +246,8 @@ def predict(composition: Composition, home: Path, checkpoint: str | None) -> Pat
     engine = build(composition.config, run)
     engine.data.setup("test")
     folder = run.root / "embeddings"
-    loaders = engine.data.test_dataloader()
-    for split, loader in zip(engine.data.eval_splits("test"), loaders, strict=True):
+    for split in engine.data.eval_splits("test"):
+        loader = engine.data.evaluation_loader(split)
         batches: Any = engine.trainer.predict(engine.model, dataloaders=loader, ckpt_path=path, weights_only=True)
         product_ND = np.concatenate([batch["product"].cpu().numpy() for batch in batches])
         with atomic(folder / f"{split}.npz") as temporary:
