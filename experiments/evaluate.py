@@ -20,6 +20,11 @@ from experiments.runs import RunFolder, open_run, read_metrics, run_folder, writ
 from experiments.tasks import DEFAULT_TASK
 
 TOLERANCE = 1e-6  # between two evaluations of one checkpoint, on one process or several
+# What queries are read by. Other values give other numbers, which belong in a run folder of their own.
+READ_BY = {
+    "data": ("region_set", "instances", "instance_min_score", "max_instances", "instance_nms_iou", "crop_margin"),
+    "evaluation": ("level", "merge"),
+}
 
 
 def measure(engine: Any, checkpoint: Path | None) -> dict[str, Any]:
@@ -58,7 +63,7 @@ def _naming(checkpoint: str | None) -> Iterator[None]:
 
 
 def evaluate_run(path: str, data: str | None, overrides: list[str], command: str) -> dict[str, Any]:
-    """Re-evaluate a run's best checkpoint: on its own data in its own folder, on other data in a new one.
+    """Re-evaluate a run's best checkpoint in its own folder; on other data, or queries read otherwise, in a new one.
 
     Raises:
         UsageError: If the run has no checkpoint, or its shards or region set are no longer the ones it was trained on.
@@ -70,6 +75,7 @@ def evaluate_run(path: str, data: str | None, overrides: list[str], command: str
     trained = recorded_run(source)
     own = data is None or composition.data.data_hash == trained.get("data_hash")
     own = own and composition.region_set_hash == trained.get("region_set_hash")
+    own = own and not (overrides and _read_by(composition) != _read_by(reopen(source, data, [])))
     steps = read_metrics(source)["steps"] if source.metrics.is_file() else None
     if not source.best.is_file() and steps != 0:
         raise UsageError(f"{source.best}: missing, so there is nothing to evaluate; `make train` again writes it")
@@ -79,6 +85,12 @@ def evaluate_run(path: str, data: str | None, overrides: list[str], command: str
     before = read_metrics(source) if source.metrics.is_file() else {}
     before = {key: before[key] for key in ("steps", "parameters") if key in before}
     return _evaluate_into(target, composition, source.best if source.best.is_file() else None, command, before)
+
+
+def _read_by(composition: Composition) -> list[Any]:
+    config = composition.config
+    sections = {"data": config["data"]["init_args"], "evaluation": config.get("evaluation", {})}
+    return [sections[section].get(key) for section, keys in READ_BY.items() for key in keys]
 
 
 def _share(file: Path, copy: Path) -> None:

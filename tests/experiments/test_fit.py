@@ -202,6 +202,27 @@ def test_a_run_recorded_without_the_identical_product_and_coverage_is_evaluated_
     assert (copy / "rankings" / "test-same.txt").is_file()
 
 
+def test_a_run_is_evaluated_by_instance_in_a_folder_of_its_own(run: Path, record: dict, tmp_path: Path) -> None:
+    copy = tmp_path / run.name
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("wandb"))
+    assert main(["eval", "--run", str(copy), "--data.instances=[true]"]) == 0
+    assert json.loads((copy / "metrics.json").read_text()) == record
+    (other,) = (folder for folder in tmp_path.iterdir() if folder != copy)
+    now = json.loads((other / "metrics.json").read_text())
+    assert now["level"] == record["level"] == "whole"  # true boxes are no headline
+    assert {key: now["test"][key] for key in record["test"]} == record["test"]
+    about = now["instances"]["test"]["true"]
+    assert about == {"rows": about["rows"], "mean": round(about["rows"] / 12, 4), "without": 0}
+    mean, low, high = now["intervals"]["test"]["true"]["coverage@10"]
+    assert low <= mean <= high
+    assert mean == pytest.approx(now["test"]["coverage@10"] - now["test"]["true/coverage@10"])
+    with np.load(other / "rankings" / "test.npz") as stored:
+        assert stored["true/mAR@10"].mean() == pytest.approx(now["test"]["true/mAR@10"])
+    assert not (other / "rankings" / "test-instances.txt").exists()  # it belongs to the headline
+    assert "true boxes" in (other / "log.txt").read_text()
+    assert main(["eval", "--run", str(other)]) == 0  # a normal run folder
+
+
 def test_the_checkpoint_brings_its_whitening(run: Path) -> None:
     state = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     fitted = {name: bool(value) for name, value in state.items() if name.endswith(".fitted")}
