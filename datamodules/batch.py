@@ -45,7 +45,11 @@ class ProductBatch(NamedTuple):
     entity_tokens_BT: Tensor | None = None  # int64, [CLS] e1 [SEP] e2 [SEP] … and padding
     entity_token_mask_BT: Tensor | None = None  # bool, True = real token
     entities_BE: Tensor | None = None  # int64 row of the entity table, -1 = none
+    # Instances of queries (docs/instances.md): several rows per query, in evaluation only.
     owner_B: Tensor | None = None  # int64, query row an instance belongs to; None: each row is its own
+    instance_box_B5: Tensor | None = None  # float32: x1, y1, x2, y2 in [0, 1] of the whole picture and relative area
+    instance_score_B: Tensor | None = None  # float32, the detector's; 1 = true box; 0 = nothing found, whole picture
+    instance_feature_BD: Tensor | None = None  # float16, the detector's feature of the box; with "regions" only
 
     def rows(self, chosen: slice | list[int]) -> ProductBatch:
         """The batch of some of its rows."""
@@ -53,11 +57,12 @@ class ProductBatch(NamedTuple):
 
 
 class DetectionBatch(NamedTuple):
-    """Pictures on squares, with the boxes a class-agnostic detector is to find in them."""
+    """Pictures on squares, with the boxes a class-agnostic detector is to find."""
 
     index_B: Tensor  # int64, row of the split's id table, or number of a pasted picture
-    images_B3HW: Tensor  # uint8, letterboxed on white
-    boxes_BN4: Tensor  # float32, px of the square: x1, y1, x2, y2; rows of padding are 0
+    images_B3HW: Tensor  # uint8
+    boxes_BN4: Tensor  # float32, px of the square x1 y1 x2 y2; rows of padding are 0
     box_mask_BN: Tensor  # bool, True = real box
-    letterbox_B4: Tensor  # float32 scale_x, scale_y, left_px, top_px: square px = picture px × scale + offset
+    letterbox_B4: Tensor  # float32 scale_x, scale_y, left_px, top_px: square px = picture px * scale + offset
     size_B2: Tensor  # int64 height, width of the upright picture in px
+    cut_outs_BN: Tensor | None = None  # int64, which cut-out a box shows, -1 = padding; None = not known

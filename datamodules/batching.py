@@ -37,7 +37,7 @@ PREFETCH_BATCHES = 2
 RING_BATCHES = PREFETCH_BATCHES + 1
 
 PICTURE, REGIONS, RECORD = "jpg", "regions.npz", "json"  # member suffixes; anything else in a shard is not read
-TRUTH = "truth.npz"  # of a region set: regions of the true boxes. Evaluation only
+TRUTH = "truth.npz"  # of a region set, in evaluation splits: the true boxes with their features
 
 
 class RawSample(NamedTuple):
@@ -93,9 +93,7 @@ class BatchMaker:
                 wrong, not a sample).
         """
         record = self._record(sample)
-        caption = " ".join(str(record.get("caption", "")).split())
-        if not caption:
-            raise self._unusable("empty_caption", "the caption is empty", sample, record)
+        caption = self._caption(sample, record)
         row = len(self._rows)
         if self._images is not None:
             self._add_picture(self._images[row].numpy(), sample, record, seed)
@@ -160,6 +158,12 @@ class BatchMaker:
             raise self._unusable("malformed_record", f"its .{RECORD} is missing or malformed", sample, {}) from None
         return record
 
+    def _caption(self, sample: RawSample, record: dict) -> str:
+        caption = " ".join(str(record.get("caption", "")).split())
+        if not caption:
+            raise self._unusable("empty_caption", "the caption is empty", sample, record)
+        return caption
+
     def _add_picture(self, out_SS3: np.ndarray, sample: RawSample, record: dict, seed: tuple[int, ...] | None) -> None:
         if PICTURE not in sample.members:
             raise self._unusable("missing_picture", f"it has no .{PICTURE}", sample, record)
@@ -171,16 +175,25 @@ class BatchMaker:
             raise self._unusable(error.reason, f"the picture does not decode ({error})", sample, record) from None
 
     def _add_regions(self, row: int, sample: RawSample, record: dict) -> None:
+        self._set_regions(row, self._read_regions(REGIONS, sample, record), sample, record)
+
+    def _read_regions(self, member: str, sample: RawSample, record: dict) -> Regions:
+        if member not in sample.members:
+            raise self._unusable("missing_regions", f"it has no .{member}", sample, record, sample.sidecar)
+        try:
+            return unpack_regions(sample.members[member], class_scores=self._class_scores is not None)
+        except BadRegionsError as error:
+            raise self._unusable(error.reason, f".{member}: {error}", sample, record, sample.sidecar) from None
+
+    def _set_regions(self, row: int, regions: Regions, sample: RawSample, record: dict) -> None:
+        """Put regions into a row of the batch."""
         assert self._features is not None
         assert self._boxes is not None
         assert self._region_mask is not None
-        if REGIONS not in sample.members:
-            raise self._unusable("missing_regions", f"it has no .{REGIONS}", sample, record, sample.sidecar)
+        num = len(regions.boxes_R4)
+        self._check_fit(regions, sample, record)
+        features_RD, boxes_R5 = self._features[row].numpy(), self._boxes[row].numpy()
         try:
-            regions = unpack_regions(sample.members[REGIONS], class_scores=self._class_scores is not None)
-            num = len(regions.boxes_R4)
-            self._check_fit(regions, sample, record)
-            features_RD, boxes_R5 = self._features[row].numpy(), self._boxes[row].numpy()
             with np.errstate(over="ignore"):  # what float16 cannot hold is found in the next line
                 features_RD[:num] = regions.features_RD  # the only copy, from the tar's bytes
             check_finite(features_RD[:num])

@@ -83,13 +83,14 @@ def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 
 def upright_size(data: bytes) -> tuple[int, int]:
-    """Width and height (px) of a picture as it is to be looked at, from its header.
+    """Width and height (px) of the upright picture, from the header.
 
     Raises:
-        PictureError: as `open_picture`.
+        PictureError: reason `undecodable_picture` or `picture_too_large`.
     """
-    if size := plain_jpeg_size(data):
-        return size
+    plain = plain_jpeg_size(data)
+    if plain is not None and plain[0] * plain[1] <= MAX_PIXELS:
+        return plain
     image = open_picture(data)
     try:
         lying = image.getexif().get(_ORIENTATION, 1) in _LYING

@@ -18,13 +18,15 @@ from datamodules.batching import BatchMaker
 from datamodules.caption_entities import CaptionEntities, check_tokenizer, node_tokens
 from datamodules.entities import EntityTable, open_rows, read_table
 from datamodules.errors import DataError
+from datamodules.instance_batches import InstanceBatchMaker
+from datamodules.instances import DETECTED, InstanceOptions, check_boxes_known, check_options
 from datamodules.loaders import EvaluationLoader, Receiver, TrainLoader, open_stream
 from datamodules.manifest import Manifest, check_shard_files
 from datamodules.region_sets import check_name, check_region_set
 from datamodules.shard_folder import ShardFolder
 from datamodules.shards import Delivery, EvaluationStream, Place, TrainStream
 from datamodules.stream_state import StreamState, gather_states, restore
-from datamodules.tokenizer import AnyTokenizer, load_tokenizer
+from datamodules.tokenizer import AnyTokenizer, check_vocabulary, load_tokenizer
 from datamodules.transforms import Jitter
 
 _SPLITS_OF_STAGE = {"fit": ("train", "val", "gallery"), "validate": ("val", "gallery"), "test": ("test", "gallery")}
@@ -46,6 +48,12 @@ class Product1M(LightningDataModule):
         pin_memory: None = when training on CUDA.
         augment: light jitter of scale and place of training pictures ("grid" input only).
         region_set: the region set whose regions are read, see `region_sets`; None = those in the shards, if any.
+        instances: also evaluate queries by instance, one row per box (docs/instances.md): "detected", the boxes of the
+            regions the folder is read with, "true", the known ones, which are an upper bound; both, or none.
+        instance_min_score: a detected box with less is no instance; a query without any is one, its whole picture.
+        max_instances: the most instances of a query, best first.
+        instance_nms_iou: of two detected boxes that overlap by more, the better one is kept.
+        crop_margin: added on every side of a box that is cropped ("grid" input), as a share of its longer side.
 
     Raises:
         DataError: a number out of range, a set that cannot be called that.
@@ -62,6 +70,11 @@ class Product1M(LightningDataModule):
         pin_memory: bool | None = None,
         augment: bool = True,
         region_set: str | None = None,
+        instances: list[str] = [],  # noqa: B006  (read only; jsonargparse shows it as the default)
+        instance_min_score: float = 0.5,
+        max_instances: int = 10,
+        instance_nms_iou: float = 0.5,
+        crop_margin: float = 0.05,
     ) -> None:
         super().__init__()
         least = {"batch_size": 1, "eval_batch_size": 1, "num_workers": 0, "seed": 0, "steps_per_epoch": 1}
@@ -69,6 +82,9 @@ class Product1M(LightningDataModule):
             value = locals()[key]
             if value is not None and value < minimum:
                 raise DataError(f"data.{key}={value}: should be at least {minimum}.")
+        self.instances = tuple(instances)
+        self.instance_options = InstanceOptions(instance_min_score, max_instances, instance_nms_iou, crop_margin)
+        check_options(self.instances, self.instance_options)
         # With fewer batches than ranks some rank has none; the split is covered exactly once all the same.
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self.folder, self.batch_size, self.eval_batch_size = Path(folder), batch_size, eval_batch_size
@@ -155,15 +171,17 @@ class Product1M(LightningDataModule):
         return node_tokens(table.names[: table.num_nodes], self.tokenizer)
 
     def _maker(self, split: str, jitter: Jitter | None) -> BatchMaker:
-        entities = None
-        if self.input_spec.num_entities:
-            entities = CaptionEntities(self.folder, split, self.manifest, self.entity_table.names)
-        return BatchMaker(self.folder, self.input_spec, jitter, entities)
+        return BatchMaker(self.folder, self.input_spec, jitter, self._entities(split))
+
+    def _entities(self, split: str) -> CaptionEntities | None:
+        if not self.input_spec.num_entities:
+            return None
+        return CaptionEntities(self.folder, split, self.manifest, self.entity_table.names)
 
     # ---- Lightning -------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str | None = None) -> None:
-        """Check the folder against its manifest, the model's wishes and the batch size; reads no tar.
+        """Check the folder against its manifest, the model's wishes and the batch size; true boxes are looked for.
 
         Raises:
             DataError: with the remedy.
@@ -174,7 +192,9 @@ class Product1M(LightningDataModule):
         if self.region_set is not None:
             check_region_set(self.folder, splits, self.manifest, self.region_set)
         self._contents.check_visual_input(self.input_spec, self.region_set)
-        self._check_vocabulary()
+        query_splits = [split for split in splits if split in ("val", "test")]
+        check_boxes_known(self._contents, self.instances, self.input_spec, query_splits, self.region_set)
+        check_vocabulary(self.tokenizer, self.input_spec)
         if self.input_spec.num_entities:
             read_table(self.folder, self.manifest)
             for split in splits:
@@ -185,26 +205,6 @@ class Product1M(LightningDataModule):
             raise DataError(
                 f"data.batch_size={self.batch_size} × {self._place.world_size} process(es) is larger than the "
                 f"{self.num_samples('train')} training samples of {self.folder}. Choose a smaller data.batch_size."
-            )
-
-    def _check_vocabulary(self) -> None:
-        """The tokenizer exists and numbers words as the model does; told now, not by the first worker."""
-        spec, found = self.input_spec, self.tokenizer
-        for key, wanted, is_ in (
-            ("vocab_size", spec.vocab_size, found.vocab_size),
-            ("mask_token_id", spec.mask_token_id, found.mask_id),
-            ("end_token_id", spec.end_token_id, found.end_id),
-        ):
-            if wanted is None or wanted == is_:
-                continue
-            if is_ is None:
-                raise DataError(
-                    f"Tokenizer '{spec.tokenizer}' has no token for the model's {key} {wanted}. Use a BERT-style "
-                    "tokenizer (model.tokenizer), or 'shards'."
-                )
-            raise DataError(
-                f"Tokenizer '{spec.tokenizer}' has {key} {is_}, the model {wanted}: it was built for another "
-                f"tokenizer. Name that one (model.tokenizer), or set model.{key}={is_} for a model to be trained."
             )
 
     @property
@@ -224,21 +224,38 @@ class Product1M(LightningDataModule):
         """Splits behind the loaders of a stage ("val" or "test"): queries, gallery."""
         return (stage, "gallery")
 
+    def levels(self, stage: str) -> tuple[str, ...]:
+        """How the queries of a stage are read, in the order of their loaders: "whole", then kinds of instances."""
+        return ("whole", *self.instances)
+
     def val_dataloader(self) -> list[EvaluationLoader]:
-        """Loaders of the validation queries and the gallery."""
-        return [self.evaluation_loader(split) for split in self.eval_splits("val")]
+        """Loaders of the validation queries, the gallery, and the queries' instances, one for each kind."""
+        return self._evaluation_loaders("val")
 
     def test_dataloader(self) -> list[EvaluationLoader]:
-        """Loaders of the test queries and the gallery."""
-        return [self.evaluation_loader(split) for split in self.eval_splits("test")]
+        """Loaders of the test queries, the gallery, and the queries' instances, one for each kind."""
+        return self._evaluation_loaders("test")
+
+    def _evaluation_loaders(self, stage: str) -> list[EvaluationLoader]:
+        queries, gallery = self.eval_splits(stage)
+        by_instance = [self.instance_loader(queries, kind) for kind in self.instances]
+        return [self.evaluation_loader(queries), self.evaluation_loader(gallery), *by_instance]
 
     def evaluation_loader(self, split: str) -> EvaluationLoader:
         """This rank's share of a split."""
-        maker, place = self._maker(split, jitter=None), self._place
+        return self._in_batches(split, self._maker(split, jitter=None), self.eval_batch_size, self._regions_read)
+
+    def instance_loader(self, split: str, kind: str) -> EvaluationLoader:
+        """This rank's share of a split's queries, each as one row per box; a batch holds whole queries."""
+        maker = InstanceBatchMaker(self.folder, self.input_spec, kind, self.instance_options, self._entities(split))
+        num_queries = max(1, self.eval_batch_size // self.instance_options.max_instances)
+        return self._in_batches(split, maker, num_queries, self.region_set if kind == DETECTED else self._regions_read)
+
+    def _in_batches(self, split: str, maker: BatchMaker, num_samples: int, regions: str | None) -> EvaluationLoader:
         # Lightning leaves out the evaluation on a rank without batches, and the others would wait for it forever.
-        batch_size = min(self.eval_batch_size, max(1, self.num_samples(split) // place.world_size))
-        regions = self._regions_read
-        stream = EvaluationStream(self.folder, self._contents.shards(split), maker, batch_size, place, regions)
+        num_samples = min(num_samples, max(1, self.num_samples(split) // self._place.world_size))
+        shards = self._contents.shards(split)
+        stream = EvaluationStream(self.folder, shards, maker, num_samples, self._place, regions)
         return EvaluationLoader(stream, self.num_workers, self._pins)
 
     def training_sample(self, num_samples: int) -> Iterator[ProductBatch]:

@@ -100,6 +100,17 @@ class ShardFolder:
                 return sample.members[PICTURE]
         raise DataError(f"{self.path}: row {row} of {split} has no picture.")
 
+    def has_true_boxes(self, split: str) -> bool:
+        """Whether the record of any sample has `boxes`; reads up to the first one that has."""
+        for shard in self.shards(split):
+            for sample in read_shard(self.path / shard["file"]):
+                try:
+                    if json.loads(sample.members[RECORD]).get("boxes"):
+                        return True
+                except (AttributeError, KeyError, ValueError):
+                    continue
+        return False
+
     def _sample_with_more(self, num_regions: int, region_set: str | None) -> str:
         """File and id of the first sample with more regions, to be named in an error; reads up to there."""
         for split in SPLITS:

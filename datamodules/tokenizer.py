@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as RustTokenizer
     from torch import Tensor
 
+    from datamodules.batch import InputSpec
+
 # Ids 0 to 4, in this order, in every tokenizer trained here. A Hugging Face tokenizer keeps its own ids.
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -165,6 +167,30 @@ def load_tokenizer(name: str, folder: Path | str) -> AnyTokenizer:
     if name.startswith("open_clip:"):
         return OpenClipTokenizer(name.removeprefix("open_clip:"))
     return _from_shards(Path(folder)) if name == "shards" else _from_hugging_face(name)
+
+
+def check_vocabulary(tokenizer: AnyTokenizer, spec: InputSpec) -> None:
+    """The tokenizer numbers words as the model does; told before a worker is started.
+
+    Raises:
+        DataError: with the settings that fit.
+    """
+    for key, wanted, is_ in (
+        ("vocab_size", spec.vocab_size, tokenizer.vocab_size),
+        ("mask_token_id", spec.mask_token_id, tokenizer.mask_id),
+        ("end_token_id", spec.end_token_id, tokenizer.end_id),
+    ):
+        if wanted is None or wanted == is_:
+            continue
+        if is_ is None:
+            raise DataError(
+                f"Tokenizer '{spec.tokenizer}' has no token for the model's {key} {wanted}. Use a BERT-style "
+                "tokenizer (model.tokenizer), or 'shards'."
+            )
+        raise DataError(
+            f"Tokenizer '{spec.tokenizer}' has {key} {is_}, the model {wanted}: it was built for another "
+            f"tokenizer. Name that one (model.tokenizer), or set model.{key}={is_} for a model to be trained."
+        )
 
 
 def train_wordpiece(captions: Callable[[], Iterable[str]], vocab_size: int) -> str:

@@ -7,6 +7,7 @@ pictures can have theirs so.
 
 from __future__ import annotations
 
+import math
 from random import Random
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from datamodules.pictures import MAX_PIXELS, decode_picture, open_picture, plain_jpeg_size
+from datamodules.pictures import MAX_PIXELS, decode_picture, open_picture, plain_jpeg_size, upright_size
 
 try:  # torchvision 0.29 announces the end of its decoders; Pillow does the work where they are gone
     from torchvision.io import ImageReadMode, decode_jpeg
@@ -76,10 +77,63 @@ def picture_to_square(
     Raises:
         PictureError: the picture cannot be decoded or is too large.
     """
-    size_px, fit = out_SS3.shape[0], fit or Fit()
-    pixels_HW3, full_w, full_h = _decode(data, _needed_px(data, size_px, fit, jitter))
+    fit = fit or Fit()
+    pixels_HW3, full_w, full_h = _decode(data, _needed_px(data, out_SS3.shape[0], fit, jitter))
     scale_x, scale_y = pixels_HW3.shape[1] / full_w, pixels_HW3.shape[0] / full_h
-    cut_left = cut_top = 0
+    box = _onto_square(pixels_HW3, out_SS3, jitter, rng, fit)
+    return box._replace(scale_x=scale_x * box.scale_x, scale_y=scale_y * box.scale_y)
+
+
+def crops_to_squares(
+    data: bytes, boxes_N4: np.ndarray, out_NSS3: np.ndarray, margin: float = 0.0, fit: Fit | None = None
+) -> None:
+    """Crop boxes out of one picture, each onto its own white square; the picture is decoded once.
+
+    A crop is taken from the decoded picture, not from a square: it has all the detail the file has.
+
+    Args:
+        data: encoded picture.
+        boxes_N4: x1, y1, x2, y2 as fractions of the upright picture, each of positive area.
+        out_NSS3: uint8, overwritten.
+        margin: added on every side, as a share of the box's longer side; the picture's edge cuts it off.
+        fit: how a crop comes to fill its square; a letterbox unless told otherwise.
+
+    Raises:
+        PictureError: the picture cannot be decoded or is too large.
+    """
+    fit = fit or Fit()
+    width, height = upright_size(data)
+    around_N4 = _with_margin(boxes_N4, margin, width, height)
+    pixels_HW3, _, _ = _decode(data, _needed_for_crops(around_N4, width, height, out_NSS3.shape[1], fit))
+    decoded_h, decoded_w = pixels_HW3.shape[:2]
+    for box_4, out_SS3 in zip(around_N4 * (decoded_w, decoded_h, decoded_w, decoded_h), out_NSS3, strict=True):
+        # Whole pixels that hold the box; fractions of them that are rounding do not count.
+        left, top = (min(int(edge + 1e-3), side - 1) for edge, side in zip(box_4, (decoded_w, decoded_h), strict=False))
+        right, bottom = max(left + 1, math.ceil(box_4[2] - 1e-3)), max(top + 1, math.ceil(box_4[3] - 1e-3))
+        _onto_square(pixels_HW3[top:bottom, left:right], out_SS3, None, None, fit)
+
+
+def _with_margin(boxes_N4: np.ndarray, margin: float, width: int, height: int) -> np.ndarray:
+    """Larger boxes, fractions still, clipped to the picture of these many px."""
+    boxes_N4 = np.asarray(boxes_N4, np.float64)
+    sides_N2 = (boxes_N4[:, 2:] - boxes_N4[:, :2]) * (width, height)
+    added_N2 = margin * sides_N2.max(axis=1, keepdims=True) / (width, height)
+    return np.clip(np.concatenate([boxes_N4[:, :2] - added_N2, boxes_N4[:, 2:] + added_N2], axis=1), 0, 1)
+
+
+def _needed_for_crops(boxes_N4: np.ndarray, width: int, height: int, size_px: int, fit: Fit) -> int:
+    """The longest side at which the picture has to be decoded for the smallest crop to fill its square."""
+    sides_N2 = (boxes_N4[:, 2:] - boxes_N4[:, :2]) * (width, height)
+    filling_N = sides_N2.max(axis=1) if fit.resize == "longest" else sides_N2.min(axis=1)
+    longest = max(width, height)
+    return min(longest, math.ceil(size_px * longest / max(1.0, float(filling_N.min()))))
+
+
+def _onto_square(
+    pixels_HW3: Tensor, out_SS3: np.ndarray, jitter: Jitter | None, rng: Random | None, fit: Fit
+) -> Letterbox:
+    """Resize pixels (uint8) and paste them; where they came to lie."""
+    size_px, cut_left, cut_top = out_SS3.shape[0], 0, 0
     if fit.resize == "shortest":
         pixels_HW3, cut_left, cut_top = _not_too_long(pixels_HW3)
     height, width = pixels_HW3.shape[:2]
@@ -92,9 +146,7 @@ def picture_to_square(
     left, top = (_offset(size_px, side, fit, jitter, rng) for side in (target_w, target_h))
     _paste(pixels_HW3.numpy(), out_SS3, left, top)
     by_x, by_y = target_w / width, target_h / height
-    return Letterbox(
-        scale_x * by_x, scale_y * by_y, left - round(cut_left * by_x), top - round(cut_top * by_y), size_px
-    )
+    return Letterbox(by_x, by_y, left - round(cut_left * by_x), top - round(cut_top * by_y), size_px)
 
 
 def _decode(data: bytes, needed_px: int) -> tuple[Tensor, int, int]:

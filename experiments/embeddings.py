@@ -27,8 +27,8 @@ def write_embeddings(composition: Composition, home: Path, checkpoint: str | Non
     engine = build(composition, run)
     engine.data.setup("test")
     folder = run.root / "embeddings"
-    loaders = engine.data.test_dataloader()
-    for split, loader in zip(engine.data.eval_splits("test"), loaders, strict=True):
+    for split in engine.data.eval_splits("test"):
+        loader = engine.data.evaluation_loader(split)
         batches: Any = engine.trainer.predict(engine.model, dataloaders=loader, ckpt_path=path, weights_only=True)
         product_ND = np.concatenate([batch["product"].cpu().numpy() for batch in batches])
         with atomic(folder / f"{split}.npz") as temporary:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from experiments.runs import RunFolder
-from experiments.scoreboard import COLUMNS, ROWS, SAME_COLUMNS, is_product_itself, same_queries, value_of
+from experiments.scoreboard import COLUMNS, ROWS, SAME_COLUMNS, interval_of, is_product_itself, same_queries, value_of
 
 QUERIES_SHOWN = 10
 HITS_SHOWN = 5
@@ -43,7 +43,7 @@ def _floor_rows(record: dict[str, Any], columns: Sequence[str]) -> list[dict[str
         cells = []
         for column in columns:
             value = value_of(record, "test", prefix, column)
-            interval = record.get("intervals", {}).get("test", {}).get(prefix.rstrip("/"), {}).get(column)
+            interval = interval_of(record, "test", prefix, column)
             cells += ["–" if value is None else f"{value:.4f}"]
             cells += ["{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval) if interval else ""]
         if any(cell not in ("–", "") for cell in cells):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import machine, scoreboard
+from experiments import instance_files, machine, scoreboard
 from experiments.graph_picture import write_graph
 from experiments.record import Outcome
 from experiments.runs import SAME_FILE, atomic
@@ -32,6 +32,9 @@ def add_results(record: dict[str, Any], outcome: Outcome, training: dict[str, An
         depth, cost = engine.evaluation.rerank, test.reranked
         record["rerank"] = {"depth": depth, "pairs": cost.pairs, "seconds": round(cost.seconds, 3)}
         record["rerank"]["command"] = outcome.command  # an evaluation's own, where training did not re-rank
+    record["level"] = instance_files.headline(test)
+    if boxes := {split: found for split in SPLITS if (found := instance_files.counts(outcome.results[split]))}:
+        record["instances"] = boxes
     record |= {"val": {}, "test": {}, "floors": {}, "intervals": {}}
     if machine.rank() == 0:
         for split in SPLITS:
@@ -56,9 +59,12 @@ def _add_split(record: dict[str, Any], outcome: Outcome, split: str, training: d
         per_query |= _stored_untrained(folder / f"{split}.npz", result.ranking.query_ids)
     record[split] = result.metrics
     record["floors"][split] = floors
+    levels = [f"{name}/" for name in scoreboard.LEVELS]
     record["intervals"][split] = scoreboard.intervals(per_query)
+    record["intervals"][split] |= scoreboard.intervals(per_query, scoreboard.LEVEL_COLUMNS, prefixes=levels)
 
     _write_ranking(folder, split, result.ranking, per_query)
+    instance_files.write_instances(folder, split, result)
 
 
 def _add_same_product(record: dict[str, Any], outcome: Outcome, training: dict[str, Any]) -> None:

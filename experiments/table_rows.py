@@ -27,8 +27,8 @@ KEYS = (
     "blocks",
     "columns",
 )
-# mAR there is none of in the identical-product task, which has cut-offs of its own.
-COLUMN = re.compile(r"(mAP|mAR|Prec)@[1-9]\d*|same/(mAP|Prec)@(1|5|10)")
+# In the identical-product task, which has cut-offs of its own, a query has one product: no mAR, no coverage.
+COLUMN = re.compile(r"(mAP|mAR|Prec|coverage)@[1-9]\d*|same/(mAP|Prec)@(1|5|10)")
 ROW_KEYS = ("label", "experiment", "data", "scale", "seeds", "set", "published", "own_feature")
 
 
@@ -128,7 +128,7 @@ def _check_keys(content: Any, known: tuple[str, ...], file: Path) -> None:
 
 def _check_columns(columns: Any, file: Path) -> None:
     """A misspelt metric would be a column of dashes, which reads as missing runs."""
-    wanted = "a list of metrics such as mAP@10, mAR@10 or same/mAP@10"
+    wanted = "a list of metrics such as mAP@10, mAR@10, coverage@10 or same/mAP@10"
     if not isinstance(columns, list) or not columns or len(set(map(str, columns))) < len(columns):
         raise UsageError(f"{file}: columns: expected {wanted}, each once; got {columns!r}")
     for column in columns:

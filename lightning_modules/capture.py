@@ -234,7 +234,7 @@ class CAPTURE(RegionTextModule):
         contrasted, clean = masked, None
         if self.clr is not None and n < batch_size:
             clean = self.visual(batch)
-            whole = with_global(clean, self.global_pooling)
+            whole = with_global(clean, self.global_pooling, batch)
             contrasted = self.network.streams(batch.tokens_BT, batch.token_mask_BT, whole)
 
         # Losses are summed per sample: an objective that reads a share of the samples weighs that share.

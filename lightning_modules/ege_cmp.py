@@ -292,7 +292,7 @@ class EGECMP(RegionTextModule):
         contrasted, clean = masked, None
         if n < batch_size:
             clean = self.visual(batch)
-            contrasted = self._streams(batch, with_global(clean, self.global_pooling))
+            contrasted = self._streams(batch, with_global(clean, self.global_pooling, batch))
 
         share = n / batch_size  # losses are summed per sample: one that reads a share of the samples weighs that share
         losses: dict[str, Tensor] = {}

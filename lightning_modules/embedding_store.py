@@ -7,8 +7,11 @@ import torch
 from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
+from datamodules.batch import ProductBatch
 from lightning_modules.distributed import world_size
 from lightning_modules.errors import ModelError
+
+_FOUND = "_found"  # where and how surely an instance was found: kept beside the vectors, no model uses the name
 
 
 def gather_uneven(local_ND: Tensor) -> list[Tensor]:
@@ -23,9 +26,9 @@ class EmbeddingStore:
         self._rows: list[Tensor] = []
         self._vectors: dict[str, list[Tensor]] = {}
 
-    def update(self, index_B: Tensor, vectors: dict[str, Tensor]) -> None:
+    def update(self, batch: ProductBatch, vectors: dict[str, Tensor]) -> None:
         """Add a batch; vectors move to the CPU, where a gallery of any size fits."""
-        self._rows.append(index_B.cpu())
+        self._rows.append(batch.index_B.cpu())
         for name, vector_BD in vectors.items():
             self._vectors.setdefault(name, []).append(vector_BD.cpu())
 
@@ -46,8 +49,7 @@ class EmbeddingStore:
 
     def check_complete(self, ids: np.ndarray, split: str, device: torch.device) -> None:
         """Raise, on every rank, when an item of the split was not embedded."""
-        rows = torch.cat(self._rows) if self._rows else torch.zeros(0, dtype=torch.int64)
-        seen = torch.cat(gather_uneven(rows.to(device))).cpu().numpy()
+        seen = _everywhere(self._items(), device).numpy()
         missing = np.setdiff1d(np.arange(len(ids)), seen)
         if len(missing):
             examples = ", ".join(str(item) for item in ids[missing[:3]])
@@ -56,6 +58,42 @@ class EmbeddingStore:
                 "metrics over an incomplete split would be wrong. Is trainer.limit_val_batches or "
                 "limit_test_batches set, or does `data verify` report this folder?"
             )
+
+    def _items(self) -> list[Tensor]:
+        """Rows of the split that were embedded, by batch."""
+        return self._rows
+
+
+class InstanceStore(EmbeddingStore):
+    """This rank's embeddings of the instances of a split's queries, with the query, box and score of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._owners: list[Tensor] = []
+
+    def update(self, batch: ProductBatch, vectors: dict[str, Tensor]) -> None:
+        """Add a batch of instances."""
+        if batch.owner_B is None or batch.instance_box_B5 is None or batch.instance_score_B is None:
+            raise ModelError("a batch of instances must hold owner_B, instance_box_B5 and instance_score_B")
+        found_B5 = torch.cat([batch.instance_box_B5[:, :4], batch.instance_score_B.unsqueeze(1)], 1)
+        super().update(batch, {**vectors, _FOUND: found_B5})
+        self._owners.append(batch.owner_B.cpu())
+
+    def about(self, device: torch.device) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of all ranks' instances, in the order of `everywhere`: owner_I (row of the split), boxes_I4 and scores_I."""
+        first = _first_of_each(_everywhere(self._rows, device))
+        owner_I = _everywhere(self._owners, device)[first]
+        found_I5 = self.everywhere(_FOUND, device).numpy()
+        return owner_I.numpy(), found_I5[:, :4], found_I5[:, 4]
+
+    def _items(self) -> list[Tensor]:
+        return self._owners  # a query is there when an instance of it is: batches hold whole queries
+
+
+def _everywhere(parts: list[Tensor], device: torch.device) -> Tensor:
+    """int64 of all batches and ranks, rank after rank, on every rank."""
+    local = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)
+    return torch.cat(gather_uneven(local.to(device))).cpu()
 
 
 def _first_of_each(rows: Tensor) -> Tensor:

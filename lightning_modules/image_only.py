@@ -117,7 +117,7 @@ class ImageOnly(RetrievalModule):
 
     def stream(self, batch: ProductBatch) -> Stream:
         """The pictures of a batch through the whole network."""
-        regions = with_global(self.visual(batch), self.global_pooling)
+        regions = with_global(self.visual(batch), self.global_pooling, batch)
         return self.network(regions.mask_BR, regions.features_BRD, regions.boxes_BR5)
 
     def losses(self, batch: ProductBatch, draws: Draws) -> dict[str, Tensor]:

@@ -7,6 +7,9 @@ et al., arXiv 1506.01497) as torchvision has it, with two classes: a product, or
 Differs:
     * `light`: a small residual pyramid from scratch, few anchors, RoIs and proposals, for two CPU cores.
     * AdamW with warm-up and linear decay, as all models here.
+    * `instance_weight` adds a contrast between regions of the same cut-out and all others. A detector that only tells
+      products from ground has no reason to tell them apart, and its features are what retrieval models read. The
+      paper's features come from a detector of 1,600 named classes; this one needs no name.
     * Losses are averaged over the pictures of a process; under DDP gradients are averaged over processes.
 """
 
@@ -31,6 +34,7 @@ from lightning_modules.distributed import alone
 from lightning_modules.errors import ModelError
 from lightning_modules.layers.detection_backbone import LightPyramid, resnet50_pyramid
 from lightning_modules.layers.regions import PIXEL_MEAN, PIXEL_STD
+from lightning_modules.objectives.instance_contrast import InstanceContrast
 from lightning_modules.trained_module import TrainedModule
 
 NUM_CLASSES = 2  # a product, or ground
@@ -59,6 +63,8 @@ class InstanceDetector(TrainedModule):
         nms_iou: Of two proposals that overlap more, the better one stays.
         rois: Regions of interest per picture that the box head is trained on.
         proposals: Of the region proposal network, per picture, after its own suppression.
+        instance_weight: Of the contrast between regions (`InstanceContrast`); 0 = none, without parameters.
+        instance_temperature: τ of that contrast.
 
     Raises:
         ModelError: weights of another network, or of a detector that knows other classes.
@@ -75,6 +81,8 @@ class InstanceDetector(TrainedModule):
         nms_iou: float = 0.5,
         rois: int = 512,
         proposals: int = 1000,
+        instance_weight: float = 0.0,
+        instance_temperature: float = 0.1,
         lr: float = 1e-4,
         weight_decay: float = 1e-4,
         warmup_fraction: float = 0.05,
@@ -108,20 +116,37 @@ class InstanceDetector(TrainedModule):
         if backbone_weights:
             self.pretrained_prefixes = ("network.backbone.body.",)
         self.region_width = _width(self.network)
+        self.instance_weight = instance_weight
+        self.instance = InstanceContrast(self.region_width, instance_temperature) if instance_weight else None
         self.missing_weights = weights
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
             if self.missing_weights:
-                self.load_state_dict(read_detector(self.missing_weights))
+                self.load_state_dict(self.state_dict() | read_detector(self.missing_weights))
                 self.missing_weights = None  # a second fit goes on with what it has
             self._count_flops()
 
     def losses(self, batch: DetectionBatch) -> dict[str, Tensor]:
-        """The four losses of Faster R-CNN, each averaged over the batch: objectness and boxes of both stages."""
+        """The four losses of Faster R-CNN, each averaged over the batch: objectness and boxes of both stages.
+
+        With `instance_weight` also the contrast between the true regions.
+        """
         boxes = [boxes_N4[mask_N] for boxes_N4, mask_N in zip(batch.boxes_BN4, batch.box_mask_BN, strict=True)]
         targets = [{"boxes": b, "labels": torch.ones(len(b), dtype=torch.int64, device=b.device)} for b in boxes]
-        return dict(self.network(list(batch.images_B3HW.float() / 255), targets))
+        images, targets = self.network.transform(list(batch.images_B3HW.float() / 255), targets)
+        maps = self.network.backbone(images.tensors)
+        candidates, of_proposals = self.network.rpn(images, maps, targets)
+        _, of_boxes = self.network.roi_heads(maps, candidates, images.image_sizes, targets)
+        losses: dict[str, Tensor] = {**of_proposals, **of_boxes}
+        if self.instance is not None:
+            if batch.cut_outs_BN is None:
+                raise ModelError("model.instance_weight: this batch does not say which cut-outs its boxes show")
+            features_MD = torch.cat(self._features(maps, boxes, images))
+            losses["loss_instance"] = self.instance_weight * self.instance(
+                features_MD, batch.cut_outs_BN[batch.box_mask_BN]
+            )
+        return losses
 
     @torch.no_grad()
     def propose(self, batch: DetectionBatch) -> list[Proposals]:
@@ -209,7 +234,9 @@ def read_detector(path: str) -> dict[str, Tensor]:
         raise ModelError(f"model.weights {path!r}: no such file; give a checkpoint of a detector, or leave it empty")
     stored = torch.load(path, map_location="cpu", weights_only=True)
     state = stored.get("state_dict", stored) if isinstance(stored, dict) else {}
-    state = {key if key.startswith("network.") else f"network.{key}": value for key, value in state.items()}
+    if not any(key.startswith("network.") for key in state):
+        state = {f"network.{key}": value for key, value in state.items()}
+    state = {key: value for key, value in state.items() if key.startswith("network.")}  # an objective starts anew
     head = state.get(f"network.{_CLASS_WEIGHT}")
     if head is None:
         raise ModelError(f"model.weights {path!r}: no {_CLASS_WEIGHT} in it, so it is no Faster R-CNN detector")
@@ -257,5 +284,6 @@ def _example(size_px: int, device: torch.device) -> DetectionBatch:
         torch.ones(2, 1, dtype=torch.bool),
         torch.tensor([1.0, 1.0, 0.0, 0.0]).expand(2, 4),
         torch.full((2, 2), size_px),
+        torch.zeros(2, 1, dtype=torch.int64),
     )
-    return DetectionBatch._make(field.to(device) for field in batch)
+    return DetectionBatch._make(None if field is None else field.to(device) for field in batch)

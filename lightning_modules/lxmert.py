@@ -185,7 +185,7 @@ class LXMERT(RegionTextModule):
         clean = None
         if self.clr is not None:
             clean = self.visual(batch)
-            whole = with_global(clean, self.global_pooling)
+            whole = with_global(clean, self.global_pooling, batch)
             streams = self.network.streams(batch.tokens_BT, batch.token_mask_BT, whole)
             losses["loss_clr"] = self.clr(streams.image.pooled_BD, streams.text.pooled_BD)
         if any(objective is not None for objective in (self.mlm, self.mrm, self.mrc, self.itm)):

@@ -71,7 +71,7 @@ class RegionTextModule(RetrievalModule):
 
     def regions(self, batch: ProductBatch, hidden_BR: Tensor | None = None) -> Regions:
         """The batch's regions behind the whole image; hidden_BR does not count the latter."""
-        return with_global(self.visual(batch, hidden_BR), self.global_pooling)
+        return with_global(self.visual(batch, hidden_BR), self.global_pooling, batch)
 
     def regression_target(
         self, batch: ProductBatch, clean_BRD: Tensor | None = None

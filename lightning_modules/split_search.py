@@ -43,6 +43,12 @@ class SplitSearch:
         query_QD = self.queries.everywhere(query_name, self.device)
         return self._against_gallery(query_QD, self.query_ids, gallery_name, self.depth, exclude_self=False)
 
+    def of_queries(self, query_ids: np.ndarray) -> SplitSearch:
+        """The same search with other names for the rows of its queries."""
+        return SplitSearch(
+            self.queries, self.gallery, query_ids, self.gallery_ids, self.device, self.depth, self.backend
+        )
+
     def among_gallery(self, name: str, rows_Q: np.ndarray, depth: int) -> Ranking:
         """The gallery items of these rows as queries, each against all other items."""
         query_QD = self.gallery.everywhere(name, self.device)[torch.from_numpy(rows_Q)]

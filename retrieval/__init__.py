@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from retrieval.errors import RetrievalError
     from retrieval.false_negatives import false_negatives_per_batch
+    from retrieval.instances import merge_instances
     from retrieval.merge import merge_rankings
     from retrieval.metrics import QueryScores, official_metrics, per_query_scores, textbook_metrics
     from retrieval.nearest import nearest_rows
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 _HOME = {
     "RetrievalError": "errors",
     "false_negatives_per_batch": "false_negatives",
+    "merge_instances": "instances",
     "merge_rankings": "merge",
     "QueryScores": "metrics",
     "official_metrics": "metrics",
@@ -70,6 +72,7 @@ __all__ = [
     "Ranking",
     "RetrievalError",
     "false_negatives_per_batch",
+    "merge_instances",
     "merge_rankings",
     "nearest_rows",
     "official_metrics",

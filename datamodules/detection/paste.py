@@ -32,6 +32,7 @@ class PastedPicture(NamedTuple):
     pixels_SS3: np.ndarray  # uint8
     boxes_N4: np.ndarray  # float32 px, x1 y1 x2 y2, tight around what is seen of each product
     seen_N: np.ndarray  # float32, share of each product's area that is seen
+    cut_outs_N: np.ndarray  # int64, which of the cut-outs each product is
 
 
 def paste_picture(
@@ -53,9 +54,9 @@ def paste_picture(
     canvas = _Canvas(image)
     shadows = rng.random() < 0.4
     for spot in lay_out(rng, draw_number(rng, max_products)):
-        canvas.add(rng, cut_outs[rng.randrange(len(cut_outs))], spot, shadows)
+        canvas.add(rng, cut_outs, spot, shadows)
     if not canvas.areas:  # a picture without a product teaches nothing about boxes
-        canvas.add(rng, cut_outs[rng.randrange(len(cut_outs))], Spot(0.5, 0.5, 0.9, 0.9), shadows)
+        canvas.add(rng, cut_outs, Spot(0.5, 0.5, 0.9, 0.9), shadows)
     if rng.random() < 0.12:
         canvas.add_badge(rng)
     return _finished(rng, canvas, size_px)
@@ -76,10 +77,12 @@ class _Canvas:
         self.image = image
         self.owner_HW = np.full((image.height, image.width), _NOBODY, np.int16)
         self.areas: list[int] = []  # px of each product, hidden and cut-off ones included
+        self.cut_outs: list[int] = []  # which one each product is
 
-    def add(self, rng: Random, cut_out: CutOut, spot: Spot, shadow: bool) -> None:
-        """Paste one product near its spot, unless it would hide too much or be hidden."""
-        sprite = _sprite(rng, cut_out, spot, self.image.size)
+    def add(self, rng: Random, cut_outs: Sequence[CutOut], spot: Spot, shadow: bool) -> None:
+        """Paste one of the cut-outs near its spot, unless it would hide too much or be hidden."""
+        chosen = rng.randrange(len(cut_outs))
+        sprite = _sprite(rng, cut_outs[chosen], spot, self.image.size)
         width, height = sprite.size
         if min(width, height) < LEAST_SIDE_PX:
             return
@@ -92,6 +95,7 @@ class _Canvas:
                 x = rng.randint(min(0, self.image.width - width), max(0, self.image.width - width))
                 y = rng.randint(min(0, self.image.height - height), max(0, self.image.height - height))
             if self._claim(mask_HW, area, x, y):
+                self.cut_outs.append(chosen)
                 self._blend(rng, sprite, x, y, shadow)
                 return
 
@@ -237,7 +241,10 @@ def _finished(rng: Random, canvas: _Canvas, size_px: int) -> PastedPicture:
         x1, y1, x2, y2 = _bounds(canvas.owner_HW == number)
         boxes.append((x1 + left, y1 + top, x2 + left, y2 + top))
     return PastedPicture(
-        np.asarray(image), np.array(boxes, np.float32).reshape(-1, 4), canvas.seen().astype(np.float32)
+        np.asarray(image),
+        np.array(boxes, np.float32).reshape(-1, 4),
+        canvas.seen().astype(np.float32),
+        np.array(canvas.cut_outs, np.int64),
     )
 
 

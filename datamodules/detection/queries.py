@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -89,8 +89,9 @@ def detection_batch(
     rows: list[int],
     images_BSS3: np.ndarray,
     boxes: list[np.ndarray],
-    letterboxes: list[tuple[float, ...]],
+    letterboxes: Sequence[tuple[float, ...]],
     sizes: list[tuple[int, int]],
+    cut_outs: list[np.ndarray] | None = None,
 ) -> DetectionBatch:
     """Tensors of one batch; boxes are padded to the most that one of its pictures has."""
     most = max((len(boxes_N4) for boxes_N4 in boxes), default=0)
@@ -98,6 +99,9 @@ def detection_batch(
     for row, boxes_N4 in enumerate(boxes):
         boxes_BN4[row, : len(boxes_N4)] = torch.from_numpy(boxes_N4)
         box_mask_BN[row, : len(boxes_N4)] = True
+    cut_outs_BN = None if cut_outs is None else torch.full(box_mask_BN.shape, -1, dtype=torch.int64)
+    if cut_outs_BN is not None and cut_outs is not None:
+        cut_outs_BN[box_mask_BN] = torch.from_numpy(np.concatenate(cut_outs))
     return DetectionBatch(
         index_B=torch.tensor(rows, dtype=torch.int64),
         images_B3HW=torch.from_numpy(images_BSS3).permute(0, 3, 1, 2),  # channels last, as convolutions like it
@@ -105,6 +109,7 @@ def detection_batch(
         box_mask_BN=box_mask_BN,
         letterbox_B4=torch.tensor(letterboxes, dtype=torch.float32).reshape(-1, 4),
         size_B2=torch.tensor(sizes, dtype=torch.int64).reshape(-1, 2),
+        cut_outs_BN=cut_outs_BN,
     )
 
 

@@ -17,9 +17,14 @@ from datamodules.detection.paste import paste_picture
 from datamodules.detection.queries import detection_batch
 from datamodules.shards import limit_threads, unchanged
 
+SHARED = 4  # cut-outs that two pictures draw from: with as many products on each, most are seen twice
+
 
 class PastedBatches(Dataset):
     """Batch number -> batch. A picture depends on the key and its number alone, not on who asks for it.
+
+    Pictures 2n and 2n + 1 draw from the same few cut-outs: what is shown twice can be told from all else
+    (`InstanceContrast`).
 
     Args:
         key: what the pictures are seeded with, beside their numbers.
@@ -44,14 +49,21 @@ class PastedBatches(Dataset):
     def __getitem__(self, batch: int) -> DetectionBatch:
         numbers, size = self.numbers(batch), self.size_px
         images_BSS3 = np.empty((len(numbers), size, size, 3), np.uint8)
-        boxes = []
+        boxes, cut_outs = [], []
         for row, number in enumerate(numbers):
+            few = self._few(number // 2)
             rng = stream(*self.key, number)
-            picture = paste_picture(rng, self.cut_outs, self.photos, size, self.max_products)
+            chosen = [self.cut_outs[cut_out] for cut_out in few]
+            picture = paste_picture(rng, chosen, self.photos, size, self.max_products)
             images_BSS3[row] = picture.pixels_SS3
             boxes.append(picture.boxes_N4)
-        whole = (1.0, 1.0, 0.0, 0.0)
-        return detection_batch(list(numbers), images_BSS3, boxes, [whole] * len(numbers), [(size, size)] * len(numbers))
+            cut_outs.append(np.array(few)[picture.cut_outs_N])
+        whole = [(1.0, 1.0, 0.0, 0.0)] * len(numbers)
+        return detection_batch(list(numbers), images_BSS3, boxes, whole, [(size, size)] * len(numbers), cut_outs)
+
+    def _few(self, pair: int) -> list[int]:
+        rng = stream(*self.key, "cut-outs", pair)
+        return rng.sample(range(len(self.cut_outs)), min(SHARED, len(self.cut_outs)))
 
 
 class Numbers:

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import lightning
 import numpy as np
 from lightning.pytorch.callbacks import Callback
 
-from lightning_modules.embedding_store import EmbeddingStore
-from lightning_modules.errors import ModelError
+from lightning_modules.embedding_store import EmbeddingStore, InstanceStore
+from lightning_modules.errors import ModelError, is_unknown
+from lightning_modules.instance_levels import (
+    WHOLE,
+    InstanceSearch,
+    LevelResult,
+    best_feature,
+    check_headline,
+    headline,
+    level_result,
+    levels_of,
+)
 from lightning_modules.reranking import Reranked, check_matching_head, rerank
 from lightning_modules.retrieval_module import RetrievalModule
 from lightning_modules.same_product import SameProduct, rank_same_product
 from lightning_modules.split_search import SplitSearch
 from lightning_modules.stopwatch import Stopwatch
 from retrieval import Ranking, false_negatives_per_batch, official_metrics, per_query_scores, textbook_metrics
+from retrieval.instances import METHODS
 
 # Metrics "image->text" and "text->image", for models with both; by the first vector of each modality, which is trained
 # to be comparable.
@@ -30,16 +42,22 @@ class SplitResult(NamedTuple):
     ranking: Ranking  # by the product embedding
     per_query: dict[str, np.ndarray]  # the numbers behind the means, in the ranking's query order
     unscorable: int  # queries with a label that no gallery item has
-    features: dict[str, str]  # role (product, image, text) -> the vector that served as it
+    features: dict[str, str]  # role (product, image, text, another level) -> the vector that served as it
     embedding_ms_per_item: float | None  # of this rank's `encode`, loading not counted; None: it had no items
     reranked: Reranked | None = None  # by the matching head, where asked for
     same: SameProduct | None = None  # the identical-product task, where asked for and two items share a label
+    levels: Mapping[str, LevelResult] = MappingProxyType(
+        {}
+    )  # "whole" and kinds of instances, the headline's among them
 
 
 class RetrievalEvaluation(Callback):
     """Embeds queries and gallery on all ranks, ranks exactly, and logs the same metrics on every rank.
 
     Everything is keyed by the row of the split's id table, so duplicates from padding vanish and a missing item raises.
+
+    Where the data read queries by instance as well, one level is the headline and the others stand beside it under
+    their names (`whole/…`, `detected/…`, `true/…`), each by the vector that is best at it on val.
 
     Args:
         ks: Cut-offs of the official metrics.
@@ -50,6 +68,10 @@ class RetrievalEvaluation(Callback):
             head (`rerank/…`), which has to read each pair of query and item; 0 = do not.
         same: Also the identical-product task (`same/…`): each gallery item that has another of its label against the
             gallery without itself, by the vectors of the multi-product task. It searches N × N pairs for each role.
+        level: How queries are read for the metrics that have no prefix: "whole", the picture as one, or "detected", by
+            the boxes of a detector; None = "detected" where the data are read so. Re-ranking stays with whole pictures.
+        merge: The lists of a query's instances become one by "round_robin", "best" or "normalised" score
+            (`retrieval.merge_instances`).
     """
 
     def __init__(
@@ -60,7 +82,13 @@ class RetrievalEvaluation(Callback):
         backend: str = "torch",
         rerank: int = 0,
         same: bool = True,
+        level: str | None = None,
+        merge: str = "round_robin",
     ) -> None:
+        check_headline(level)
+        if merge not in METHODS:
+            raise is_unknown("evaluation.merge", merge, METHODS)
+        self.level, self.merge = level, merge
         self.ks = tuple(ks)
         self.depth = max(depth, *self.ks)
         if not 0 <= rerank <= self.depth:
@@ -78,9 +106,13 @@ class RetrievalEvaluation(Callback):
         if self.rerank:
             assert isinstance(pl_module, RetrievalModule)
             check_matching_head(pl_module)
+        if data := getattr(trainer, "datamodule", None):
+            for split in ("val", "test"):
+                headline(self.level, levels_of(data, split))
 
     def on_validation_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._stores = [EmbeddingStore(), EmbeddingStore()]
+        levels = levels_of(trainer.datamodule, "test" if trainer.testing else "val")  # type: ignore[attr-defined]
+        self._stores = [EmbeddingStore(), EmbeddingStore(), *(InstanceStore() for _ in levels[1:])]
         self._encoding, self._encoded = Stopwatch(pl_module.device), 0
 
     on_test_epoch_start = on_validation_epoch_start
@@ -112,8 +144,9 @@ class RetrievalEvaluation(Callback):
         self._encoding.stop()
         self._encoded += len(batch.index_B)
         wanted = {name for names in self._candidates(pl_module).values() for name in names}
+        wanted |= set(pl_module.selected_features.values())
         vectors = {name: vector for name, vector in outputs.items() if name in wanted}
-        self._stores[dataloader_idx].update(batch.index_B, vectors)
+        self._stores[dataloader_idx].update(batch, vectors)
 
     on_test_batch_end = on_validation_batch_end
 
@@ -128,23 +161,15 @@ class RetrievalEvaluation(Callback):
         """Role (product, image, text) -> vectors that may play it; the product's first."""
         if self.all_features or model.retrieval_feature == "auto":
             return {"product": model.candidate_features, **model.modalities}
-        return {role: (name,) for role, name in model.selected_features.items()}
+        return {role: (model.selected_features[role],) for role in ("product", *model.modalities)}
 
     def _evaluate(self, trainer: lightning.Trainer, model: Any, split: str) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         query_split, gallery_split = data.eval_splits(split)
-        search = SplitSearch(
-            self._stores[0],
-            self._stores[1],
-            data.ids(query_split),
-            data.ids(gallery_split),
-            model.device,
-            self.depth,
-            self.backend,
-        )
-        self._stores[0].check_complete(search.query_ids, query_split, model.device)
-        self._stores[1].check_complete(search.gallery_ids, gallery_split, model.device)
+        searches = self._searches(data, model, split)
         labels = (data.labels(query_split), data.labels(gallery_split))
+        level = headline(self.level, tuple(searches))
+        search, others = searches[level], [name for name in searches if name != level]
 
         candidates = self._candidates(model)
         rankings = {name: search(name, name) for names in candidates.values() for name in names}
@@ -155,10 +180,18 @@ class RetrievalEvaluation(Callback):
                 role: max(names, key=lambda name: scores[name][f"mAP@{self.ks[0]}"])
                 for role, names in candidates.items()
             }
-        chosen = dict(model.selected_features)
+            for other in others:
+                best = best_feature(searches[other], candidates["product"], labels, self.ks[0])
+                model.selected_features[other] = best
+        chosen = {role: model.selected_features[role] for role in candidates}
+        ranking = rankings[chosen["product"]]
+        levels = {level: level_result(search, chosen["product"], labels, self.ks, ranking)}
+        for other in others:  # a checkpoint that was not evaluated so has chosen none
+            name = model.selected_features.get(other, chosen["product"])
+            levels[other] = level_result(searches[other], name, labels, self.ks)
 
-        metrics = dict(scores[chosen["product"]])
-        metrics |= _prefixed("textbook", textbook_metrics(rankings[chosen["product"]], *labels, ks=self.ks))
+        metrics = dict(levels[level].metrics)
+        metrics |= _prefixed("textbook", textbook_metrics(ranking, *labels, ks=self.ks))
         for name in model.modalities:
             metrics |= _prefixed(name, scores[chosen[name]])
         if self.all_features:
@@ -174,25 +207,48 @@ class RetrievalEvaluation(Callback):
             # because training pictures have no labels that anything may read.
             metrics["false_negatives_per_batch"] = false_negatives_per_batch(labels[1], data.batch_size)
 
+        for other in others:
+            metrics |= _prefixed(other, levels[other].metrics)
+
         per_query: dict[str, np.ndarray] = {}
         for role, name in chosen.items():
             found = per_query_scores(rankings[name], *labels, ks=self.ks)
             per_query |= found.scores if role == "product" else _prefixed(role, found.scores)
             unscorable = found.unscorable  # a matter of labels, the same for every ranking
-        ranking, reranked = rankings[chosen["product"]], None
+        for other in others:
+            per_query |= _prefixed(other, levels[other].per_query)
+        reranked = None
         if self.rerank and split == "test":
             loaders = (data.evaluation_loader(query_split), data.evaluation_loader(gallery_split))
-            reranked = rerank(model, ranking, *loaders, depth=self.rerank)
+            reranked = rerank(model, levels[WHOLE].ranking, *loaders, depth=self.rerank)
             found = per_query_scores(reranked.ranking, *labels, ks=self.ks)
             metrics |= _prefixed("rerank", found.means())
             per_query |= _prefixed("rerank", found.scores)
-        same = rank_same_product(search, labels[1], chosen) if self.same else None
+        same = rank_same_product(searches[WHOLE], labels[1], chosen) if self.same else None
         metrics |= same.metrics if same else {}
-        ms_per_item = self._ms_per_item()
-        self.results[split] = SplitResult(metrics, ranking, per_query, unscorable, chosen, ms_per_item, reranked, same)
+        features = chosen | {other: levels[other].feature for other in others}
+        self.results[split] = SplitResult(
+            metrics, ranking, per_query, unscorable, features, self._ms_per_item(), reranked, same, levels
+        )
         # rank_zero_only stays False and every rank holds the same numbers: a monitored metric that only rank 0 knows
         # hangs checkpointing.
         model.log_dict({f"{split}/{name}": value for name, value in metrics.items()}, sync_dist=False)
+
+    def _searches(self, data: Any, model: RetrievalModule, split: str) -> dict[str, Any]:
+        """Level -> what ranks the queries at it, by any two vectors; every item was embedded."""
+        query_split, gallery_split = data.eval_splits(split)
+        query_ids, gallery_ids = data.ids(query_split), data.ids(gallery_split)
+        queries, gallery, *by_instance = self._stores
+        gallery.check_complete(gallery_ids, gallery_split, model.device)
+        for store in (queries, *by_instance):
+            store.check_complete(query_ids, query_split, model.device)
+
+        def search(store: EmbeddingStore) -> SplitSearch:
+            return SplitSearch(store, gallery, query_ids, gallery_ids, model.device, self.depth, self.backend)
+
+        kinds = levels_of(data, split)[1:]
+        instances = [InstanceSearch(search(store), self.merge) for store in by_instance]
+        return {WHOLE: search(queries), **dict(zip(kinds, instances, strict=True))}
 
     def _ms_per_item(self) -> float | None:
         if self._encoding is None or not self._encoded:

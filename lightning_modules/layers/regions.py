@@ -32,8 +32,13 @@ class Regions(NamedTuple):
     mask_BR: Tensor
 
 
-def with_global(regions: Regions, pooling: GlobalPooling = "mean") -> Regions:
+def with_global(regions: Regions, pooling: GlobalPooling = "mean", batch: ProductBatch | None = None) -> Regions:
     """Put the whole-image region first: mean or maximum of the real regions, box (0, 0, 1, 1, 1), always real.
+
+    Of an instance, the detector's feature of its box takes this place, with the box in whole-picture coordinates.
+
+    Args:
+        batch: What the regions are of; None = of no instances.
 
     Source: CAPTURE's released data loader: the sum is taken after masking and divided by the number of real boxes. The
     maximum is that of Tolias et al., "Particular object retrieval with integral max-pooling", arXiv 1511.05879.
@@ -47,10 +52,29 @@ def with_global(regions: Regions, pooling: GlobalPooling = "mean") -> Regions:
         whole_B1D = (features_BRD * real_BR1).sum(1, keepdim=True) / real_BR1.sum(1, keepdim=True).clamp(min=1)
     box_B15 = boxes_BR5.new_ones(len(boxes_BR5), 1, 5)  # filled on the device: a list would be copied there each step
     box_B15[..., :2] = 0
+    if batch is not None and batch.instance_feature_BD is not None:
+        whole_B1D, box_B15 = _of_instances(batch, whole_B1D, box_B15)
     return Regions(
         torch.cat([whole_B1D, features_BRD], 1),
         torch.cat([box_B15, boxes_BR5], 1),
         torch.cat([mask_BR.new_ones(len(mask_BR), 1), mask_BR], 1),
+    )
+
+
+def _of_instances(batch: ProductBatch, whole_B1D: Tensor, box_B15: Tensor) -> tuple[Tensor, Tensor]:
+    """The first region of instances; a query in which nothing was found (score 0) keeps that of its picture."""
+    feature_BD, box_B5, score_B = batch.instance_feature_BD, batch.instance_box_B5, batch.instance_score_B
+    if feature_BD is None or box_B5 is None or score_B is None:
+        raise ModelError("a batch of instances must hold instance_feature_BD, instance_box_B5 and instance_score_B")
+    if feature_BD.shape[-1] != whole_B1D.shape[-1]:
+        raise ModelError(
+            f"instance_feature_BD is {feature_BD.shape[-1]} wide, the regions beside it {whole_B1D.shape[-1]}"
+        )
+    found_B11 = (score_B > 0).view(-1, 1, 1)
+    feature_B1D = feature_BD.unsqueeze(1).to(whole_B1D.dtype)
+    return (
+        torch.where(found_B11, feature_B1D, whole_B1D),
+        torch.where(found_B11, box_B5.unsqueeze(1).to(box_B15.dtype), box_B15),
     )
 
 

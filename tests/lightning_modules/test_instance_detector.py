@@ -34,6 +34,7 @@ def squares(num_pictures: int = 4) -> DetectionBatch:
         torch.ones(num_pictures, 2, dtype=torch.bool),
         torch.tensor([1.0, 1.0, 0.0, 0.0]).expand(num_pictures, 4),
         torch.full((num_pictures, 2), SIZE),
+        torch.tensor([0, 1]).expand(num_pictures, 2),
     )
 
 
@@ -73,7 +74,7 @@ def test_mode_precision_and_company_change_nothing(trained: InstanceDetector) ->
         together = trained.propose(batch)
     assert trained.training
     trained.eval()
-    alone = trained.propose(DetectionBatch._make(field[:1] for field in batch))
+    alone = trained.propose(DetectionBatch._make(None if field is None else field[:1] for field in batch))
     torch.testing.assert_close(together[0].boxes_R4, alone[0].boxes_R4, atol=1e-3, rtol=1e-4)
     torch.testing.assert_close(together[0].features_RD, alone[0].features_RD, atol=1e-4, rtol=1e-4)
     assert together[0].features_RD.dtype == torch.float32
@@ -92,6 +93,20 @@ def test_pictures_without_a_product_train_too() -> None:
     batch = batch._replace(box_mask_BN=torch.zeros_like(batch.box_mask_BN))
     losses = tiny_detector().train().losses(batch)
     assert all(torch.isfinite(value) for value in losses.values())
+
+
+def test_the_contrast_between_regions_is_an_objective_with_parameters_of_its_own() -> None:
+    plain, contrasting = tiny_detector(), tiny_detector(instance_weight=0.5)
+    assert {name for name, _ in contrasting.named_parameters()} - {name for name, _ in plain.named_parameters()} == {
+        "instance.project.weight",
+        "instance.project.bias",
+    }
+    losses = contrasting.train().losses(squares())
+    losses["loss_instance"].backward()
+    assert contrasting.network.backbone.stem.weight.grad is not None
+    assert "loss_instance" not in plain.train().losses(squares())
+    with pytest.raises(ModelError, match="which cut-outs"):
+        contrasting.losses(squares()._replace(cut_outs_BN=None))
 
 
 def test_its_own_checkpoint_is_a_starting_point(trained: InstanceDetector, tmp_path: Path) -> None:
