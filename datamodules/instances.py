@@ -110,9 +110,9 @@ def true_boxes(boxes: Any, size_hw: tuple[int, int]) -> Regions:
         BadRegionsError: not numbers, N × 4.
     """
     try:
-        boxes_N4 = np.array(boxes, np.float32).reshape(len(boxes), 4)
+        boxes_N4 = np.array([[float(value) for value in box] for box in boxes], np.float32).reshape(len(boxes), 4)
     except (TypeError, ValueError):
-        raise BadRegionsError("malformed_regions", "not a list of x1, y1, x2, y2") from None
+        raise BadRegionsError("malformed_regions", "its boxes are not a list of x1, y1, x2, y2") from None
     return Regions(boxes_N4, np.zeros((len(boxes_N4), 0), np.float16), np.ones(len(boxes_N4), np.float32), size_hw)
 
 

@@ -83,7 +83,7 @@ def compose(experiment: str, data: str, scale: str, seed: int | None, overrides:
     task = _task(own)
     config = merge(base(task.name), own)
     settings = parse_overrides(overrides, config)
-    check_keys(merge(config, settings))  # before the data: a typo should not wait for shards to be built
+    check_keys(_with_words(merge(config, settings)))  # before the data: a typo should not wait for shards to be built
     folder = find_data(data, overlays("data"))
 
     files = [HOME / "base.yaml", file, folder.overlay, scales[scale]]
@@ -138,6 +138,7 @@ def finish(
     Args:
         config: The merged sections; `task` beside them leaves it and is the composition's.
     """
+    config = _with_words(config)
     config["data"].setdefault("init_args", {}).update(folder=str(folder.path), seed=config["seed_everything"])
     arguments = config["model"].setdefault("init_args", {})
     known = schema.signature(config["model"]["class_path"])
@@ -162,6 +163,16 @@ def _take_region_width(config: dict[str, Any], folder: DataFolder) -> None:
     reads = arguments.get("visual_input", known["visual_input"].default if "visual_input" in known else None)
     if entry and "region_width" in known and reads == "regions":
         arguments.setdefault("region_width", int(entry["width"]))
+
+
+def _with_words(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with `[true]` read as a word where words are meant; it is not changed itself."""
+    config = dict(config)
+    for section in ("model", "data"):
+        chosen = config.get(section) or {}
+        if chosen.get("class_path") and isinstance(chosen.get("init_args"), dict):
+            config[section] = chosen | {"init_args": schema.as_words(chosen["init_args"], chosen["class_path"])}
+    return config
 
 
 def check_keys(config: dict[str, Any]) -> None:

@@ -188,7 +188,7 @@ def regions_of(model: Any, batch: DetectionBatch, true_boxes: bool) -> list[Row]
 
     Where nothing is found, the whole picture stands with score 0.
     """
-    batch = DetectionBatch._make(field.to(model.device) for field in batch)
+    batch = DetectionBatch._make(None if field is None else field.to(model.device) for field in batch)
     rows: list[Row] = []
     for found, letterbox_4, (height, width) in zip(
         model.propose(batch), batch.letterbox_B4.cpu().numpy(), batch.size_B2.tolist(), strict=True
@@ -225,7 +225,7 @@ def _features_of_all(model: Any, batch: DetectionBatch, rows: list[int]) -> Iter
     """Of each of these pictures, the feature of all of it."""
     if not rows:
         return
-    part = DetectionBatch._make(field[rows] for field in batch)
+    part = DetectionBatch._make(None if field is None else field[rows] for field in batch)
     scale_B2, offset_B2 = part.letterbox_B4.split(2, dim=1)
     corner_B2 = offset_B2 + scale_B2 * part.size_B2.flip(1)
     boxes: list[Tensor] = list(torch.cat([offset_B2, corner_B2], dim=1)[:, None])

@@ -69,6 +69,22 @@ def check(section: str, values: dict[str, Any], class_path: str) -> None:
             raise UsageError(f"{section}.{key} expects {ast.unparse(annotation)}, got {value!r}{hint}")
 
 
+def as_words(values: dict[str, Any], class_path: str) -> dict[str, Any]:
+    """The values with `true` and `false` as words where an argument is a list of words: YAML takes them for more.
+
+    `--data.instances=[true]` means the level of that name.
+    """
+
+    def words(key: str, value: Any) -> Any:
+        annotation = known[key].annotation if key in known else None
+        if not isinstance(value, list) or annotation is None or ast.unparse(annotation) != "list[str]":
+            return value
+        return [str(item).lower() if isinstance(item, bool) else item for item in value]
+
+    known = signature(class_path)
+    return {key: words(key, value) for key, value in values.items()}
+
+
 def differing(values: dict[str, Any], class_path: str) -> dict[str, Any]:
     """What of `values` differs from the constructor's defaults: the identity of a run.
 
