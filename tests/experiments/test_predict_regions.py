@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -19,25 +20,35 @@ from datamodules.region_set_writer import RegionSetWriter
 from datamodules.regions import unpack_regions
 from datamodules.shard_reader import read_shard
 from datamodules.verify import verify
+from experiments import predict_regions
 from experiments.cli import main
+from experiments.config import compose
 from experiments.predict_regions import on_picture, regions_of
 from lightning_modules import InstanceDetector
 from lightning_modules.instance_detector import Proposals
 from tests.experiments.conftest import SMALL
 from tests.experiments.test_distributed_run import command
 
+WIDTH = 256  # of the light network's features
 SIZE = ("--model.image_size_px=64", "--model.proposals=40", "--model.num_regions=8", "--model.rois=16")
 QUIET = ("--data.num_workers=0", "--data.eval_batch_size=16", "--trainer.accelerator=cpu")
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a detector that has learnt nothing yet: it finds boxes all over."""
     torch.manual_seed(0)
-    model = InstanceDetector(network="light", image_size_px=64, proposals=40, num_regions=8, rois=16)
+    arguments = compose("detector", str(shards), "tiny", 0, SIZE).config["model"]["init_args"]
     path = tmp_path_factory.mktemp("weights") / "random.ckpt"
-    torch.save({"state_dict": model.state_dict()}, path)
+    torch.save({"state_dict": InstanceDetector(**arguments).state_dict()}, path)
     return path
+
+
+@pytest.fixture(autouse=True)
+def no_sheet(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes as long as all the rest: once is enough."""
+    if "sheet" not in request.node.name:
+        monkeypatch.setattr(predict_regions, "write_sheet", lambda *where: None)
 
 
 @pytest.fixture
@@ -90,7 +101,7 @@ def test_true_boxes_come_back_as_the_record_has_them(folder: Path, checkpoint: P
     for sample in read_shard(shard, 0, sidecar, truth=True):
         boxes = json.loads(sample.members["json"])["boxes"]
         truth = unpack_regions(sample.members["truth.npz"])
-        with Image.open(__import__("io").BytesIO(sample.members["jpg"])) as image:
+        with Image.open(io.BytesIO(sample.members["jpg"])) as image:
             assert truth.size_hw == (image.height, image.width)
         assert np.allclose(truth.boxes_R4, boxes, atol=1e-2)
         assert (truth.scores_R == 1).all()
@@ -158,7 +169,7 @@ def test_a_detector_that_gives_no_boxes_of_the_picture_is_stopped_with_the_id(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    found = Proposals(torch.tensor(boxes), torch.full((len(boxes),), score), torch.ones(len(boxes), 256))
+    found = Proposals(torch.tensor(boxes), torch.full((len(boxes),), score), torch.ones(len(boxes), WIDTH))
     monkeypatch.setattr(InstanceDetector, "propose", lambda self, batch: [found] * len(batch.index_B))
     assert main(words(folder, checkpoint)) == 2
     told = capsys.readouterr().err
@@ -170,7 +181,7 @@ def test_a_detector_that_gives_no_boxes_of_the_picture_is_stopped_with_the_id(
 def test_a_detector_that_finds_nothing_leaves_whole_pictures(
     folder: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    none = Proposals(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, 256))
+    none = Proposals(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, WIDTH))
     monkeypatch.setattr(InstanceDetector, "propose", lambda self, batch: [none] * len(batch.index_B))
     assert main(words(folder, checkpoint)) == 0
     entry = read_manifest(folder)["region_sets"]["detected"]
