@@ -22,6 +22,7 @@ class DetectionEvaluation(Callback):
     `recall@10/IoU50`: share of all true boxes that one of their picture's ten best proposals overlaps by 0.5 or more,
     each proposal counting for one box. `proposals`: mean number per picture that score `min_score` or more.
     `precision/IoU50`: share of these that find a box.
+    Of a split without known boxes (Product1M's) `proposals` alone.
 
     Args:
         ious: Overlaps (intersection over union) that count as found.
@@ -92,22 +93,19 @@ class DetectionEvaluation(Callback):
         logged: dict[str, float] = {}
         for name, sums in zip(_names(trainer, stage), self._sums, strict=True):
             total = all_sum(torch.tensor(list(sums.values()), dtype=torch.float64, device=module.device)).tolist()
-            metrics = self._metrics(dict(zip(sums, total, strict=True)), name)
+            metrics = self._metrics(dict(zip(sums, total, strict=True)))
             self.results[name] = metrics
             logged |= {f"{name}/{key}": value for key, value in metrics.items()}
         # Every rank holds the same numbers: a monitored metric that only rank 0 knows hangs checkpointing.
         module.log_dict(logged, sync_dist=False)
 
-    def _metrics(self, total: dict[str, float], name: str) -> dict[str, float]:
+    def _metrics(self, total: dict[str, float]) -> dict[str, float]:
+        found = {"proposals": total["proposals"] / max(1.0, total["pictures"]), "pictures": total["pictures"]}
         if not total["true"]:
-            raise ModelError(
-                f"{name}: no picture of it has a known box, so nothing can be said of the detector; the catalogues "
-                "that compose their queries (synthetic, photos, grocery) know them"
-            )
-        metrics = {key: total[key] / total["true"] for key in self._recall_keys()}
-        metrics[f"precision/IoU{round(100 * self.ious[0])}"] = total["hits"] / max(1.0, total["proposals"])
-        metrics["proposals"] = total["proposals"] / total["pictures"]
-        return metrics | {"pictures": total["pictures"], "true_boxes": total["true"]}
+            return found  # of pictures that nobody composed or annotated nothing else can be said
+        recall = {key: total[key] / total["true"] for key in self._recall_keys()}
+        precision = {f"precision/IoU{round(100 * self.ious[0])}": total["hits"] / max(1.0, total["proposals"])}
+        return recall | precision | found | {"true_boxes": total["true"]}
 
 
 def _names(trainer: lightning.Trainer, stage: str) -> Sequence[str]:

@@ -98,9 +98,8 @@ def test_a_list_that_is_shorter_than_k_does_not_count_what_it_misses() -> None:
     assert all(value == 0 for key, value in metrics.items() if key.startswith("recall"))
 
 
-def test_without_true_boxes_there_is_nothing_to_say() -> None:
-    with pytest.raises(ModelError, match="test: no picture of it has a known box"):
-        evaluated([proposals(boxes((0, 0, 1, 1)), [0.9])], [boxes()])
+def test_without_true_boxes_only_proposals_are_counted() -> None:
+    assert evaluated([proposals(boxes((0, 0, 1, 1)), [0.9])], [boxes()]) == {"proposals": 1.0, "pictures": 1.0}
 
 
 @pytest.mark.parametrize("settings", [{"ious": (0.0,)}, {"ks": (0,)}, {"min_score": 2.0}])
