@@ -9,15 +9,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from datamodules.batch import InputSpec, ProductBatch
+    from datamodules.batch import DetectionBatch, InputSpec, ProductBatch
+    from datamodules.detection.pasted_pictures import PastedPictures
     from datamodules.errors import DataError
     from datamodules.product1m import Product1M
 
-__all__ = ["DataError", "InputSpec", "Product1M", "ProductBatch"]
+__all__ = ["DataError", "DetectionBatch", "InputSpec", "PastedPictures", "Product1M", "ProductBatch"]
 
 _HOME = {
     "DataError": "datamodules.errors",
+    "DetectionBatch": "datamodules.batch",
     "InputSpec": "datamodules.batch",
+    "PastedPictures": "datamodules.detection.pasted_pictures",
     "Product1M": "datamodules.product1m",
     "ProductBatch": "datamodules.batch",
 }

@@ -54,3 +54,15 @@ class ProductBatch(NamedTuple):
     def rows(self, chosen: slice | list[int]) -> ProductBatch:
         """The batch of some of its rows."""
         return ProductBatch._make(None if field is None else field[chosen] for field in self)
+
+
+class DetectionBatch(NamedTuple):
+    """Pictures on squares, with the boxes a class-agnostic detector is to find."""
+
+    index_B: Tensor  # int64, row of the split's id table, or number of a pasted picture
+    images_B3HW: Tensor  # uint8
+    boxes_BN4: Tensor  # float32, px of the square x1 y1 x2 y2; rows of padding are 0
+    box_mask_BN: Tensor  # bool, True = real box
+    letterbox_B4: Tensor  # float32 scale_x, scale_y, left_px, top_px: square px = picture px * scale + offset
+    size_B2: Tensor  # int64 height, width of the upright picture in px
+    cut_outs_BN: Tensor | None = None  # int64, which cut-out a box shows, -1 = padding; None = not known

@@ -18,6 +18,7 @@ from datamodules.batch import InputSpec, ProductBatch
 from datamodules.caption_entities import CaptionEntities
 from datamodules.errors import DataError
 from datamodules.pictures import PictureError
+from datamodules.region_sets import set_of
 from datamodules.regions import (
     BadRegionsError,
     Regions,
@@ -45,6 +46,7 @@ class RawSample(NamedTuple):
     row: int  # of the split's id table
     file: str  # shard, for messages
     members: dict[str, bytes]  # suffix -> bytes
+    sidecar: str = ""  # file of the region set that the regions come from, for messages; "" = the shard itself
 
 
 class UnusableSampleError(DataError):
@@ -177,11 +179,11 @@ class BatchMaker:
 
     def _read_regions(self, member: str, sample: RawSample, record: dict) -> Regions:
         if member not in sample.members:
-            raise self._unusable("missing_regions", f"it has no .{member}", sample, record)
+            raise self._unusable("missing_regions", f"it has no .{member}", sample, record, sample.sidecar)
         try:
             return unpack_regions(sample.members[member], class_scores=self._class_scores is not None)
         except BadRegionsError as error:
-            raise self._unusable(error.reason, f".{member}: {error}", sample, record) from None
+            raise self._unusable(error.reason, f".{member}: {error}", sample, record, sample.sidecar) from None
 
     def _set_regions(self, row: int, regions: Regions, sample: RawSample, record: dict) -> None:
         """Put regions into a row of the batch."""
@@ -197,7 +199,7 @@ class BatchMaker:
             check_finite(features_RD[:num])
             self._add_class_scores(row, regions)
         except BadRegionsError as error:
-            raise self._unusable(error.reason, f".{REGIONS}: {error}", sample, record) from None
+            raise self._unusable(error.reason, f".{REGIONS}: {error}", sample, record, sample.sidecar) from None
         boxes_R5[:num] = boxes_with_area(regions)
         features_RD[num:], boxes_R5[num:] = 0, 0  # the memory is used again and again
         self._region_mask[row].numpy()[:] = np.arange(self.spec.num_regions) < num
@@ -212,7 +214,7 @@ class BatchMaker:
         check_class_scores(scores_RC[:num].numpy(), scores_RC[:num].sum(-1, dtype=torch.float32).numpy())
 
     def _check_fit(self, regions: Regions, sample: RawSample, record: dict) -> None:
-        where = f"{self.folder / sample.file}, sample '{record['id']}', .{REGIONS}"
+        where = f"{self.folder / (sample.sidecar or sample.file)}, sample '{record['id']}', .{REGIONS}"
         num, width = regions.features_RD.shape
         if width != self.spec.region_width:
             raise DataError(
@@ -227,12 +229,18 @@ class BatchMaker:
         if self._class_scores is not None and regions.num_classes != self.spec.region_classes:
             raise DataError(f"{where}: {other_classes(regions.num_classes, self.spec.region_classes)}")
 
-    def _unusable(self, reason: str, detail: str, sample: RawSample, record: dict) -> UnusableSampleError:
+    def _unusable(
+        self, reason: str, detail: str, sample: RawSample, record: dict, sidecar: str = ""
+    ) -> UnusableSampleError:
+        """The error of a damaged sample; `sidecar` names the file if it is not in the shard itself."""
         name = record.get("id", f"row {sample.row}")
+        then = "repair the raw data and build again"
+        if sidecar:
+            then = f"write the region set '{set_of(sidecar)}' again with `predict … --fresh` (docs/regions.md)"
         return UnusableSampleError(
             reason,
-            f"{self.folder / sample.file}, sample '{name}': {detail}. List all damaged samples with "
-            f"`python -m experiments data verify {self.folder}`, then repair the raw data and build again.",
+            f"{self.folder / (sidecar or sample.file)}, sample '{name}': {detail}. List all damaged samples with "
+            f"`python -m experiments data verify {self.folder}`, then {then}.",
         )
 
 

@@ -100,6 +100,7 @@ def summarise(
         regions=_regions(tally.regions),
         near_duplicates=_near_duplicates(folder, tally.prints),
         entities=None,
+        region_sets={},
         data_hash=data_hash(folder, tally.splits),
     )
 

@@ -54,13 +54,15 @@ def check_options(kinds: Sequence[str], options: InstanceOptions) -> None:
             raise DataError(f"data.{key}={value}: should be between {least} and {most}.")
 
 
-def check_boxes_known(folder: ShardFolder, kinds: Sequence[str], spec: InputSpec, query_splits: Sequence[str]) -> None:
+def check_boxes_known(
+    folder: ShardFolder, kinds: Sequence[str], spec: InputSpec, query_splits: Sequence[str], region_set: str | None
+) -> None:
     """Refuse a folder that has no boxes of a kind, before anything long runs.
 
     Raises:
         DataError: with the commands that make them.
     """
-    if DETECTED in kinds and folder.manifest["regions"] is None:
+    if DETECTED in kinds and folder.region_sizes(region_set) is None:
         raise DataError(f"data.instances=[{DETECTED}]: {folder.path} holds no detected boxes. {how_to_detect(folder)}")
     if TRUE not in kinds:
         return
@@ -70,7 +72,7 @@ def check_boxes_known(folder: ShardFolder, kinds: Sequence[str], spec: InputSpec
                 f"data.instances=[{TRUE}]: no {split} query of {folder.path} has known boxes (`boxes` in its .json); "
                 "only pictures that were composed or annotated have. Leave it out."
             )
-    if spec.visual_input == "regions":
+    if spec.visual_input == "regions" and region_set is None:
         raise DataError(
             f"data.instances=[{TRUE}]: the model reads region features, and {folder.path} holds none of the true "
             f"boxes. {how_to_detect(folder)}"

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader
 from datamodules.batch import ProductBatch
 from datamodules.batching import PREFETCH_BATCHES
 from datamodules.errors import DataError
-from datamodules.shards import Delivery, EvaluationStream, Failure, TrainStream, import_reader, limit_threads, unchanged
+from datamodules.shard_reader import import_reader
+from datamodules.shards import Delivery, EvaluationStream, Failure, TrainStream, limit_threads, unchanged
 
 
 def open_stream(stream: TrainStream | EvaluationStream, num_workers: int, pin_memory: bool) -> DataLoader:

@@ -42,6 +42,33 @@ class SplitEntry(TypedDict):
     shards: list[ShardEntry]
 
 
+class SidecarEntry(ShardEntry):
+    """A tar of a region set, beside the shard of the same number."""
+
+    of: str  # sha256 of that shard
+    width: int  # of the features
+    most: int  # regions of a picture
+    boxes: int
+    without: int  # pictures in which the detector found nothing
+    truth: int  # pictures with features of their true boxes
+
+
+class RegionSplitEntry(TypedDict):
+    pictures: int
+    boxes: int  # found; the whole picture of one without is not among them
+    without: int
+    truth: bool  # each picture has features of its true boxes
+    shards: list[SidecarEntry]
+
+
+class RegionSetEntry(TypedDict):
+    width: int  # of the features
+    max: int  # regions of a picture
+    hash: str  # of the sidecars
+    about: dict[str, Any]  # the detector and its settings
+    splits: dict[str, RegionSplitEntry]
+
+
 class Manifest(TypedDict):
     schema_version: int
     name: str
@@ -55,6 +82,7 @@ class Manifest(TypedDict):
     regions: dict[str, Any] | None  # width of the features, most regions of a picture, classes with scores (if any)
     near_duplicates: dict[str, Any]
     entities: dict[str, Any] | None  # how they were found, files with sha256, hash, counts; not part of the data hash
+    region_sets: dict[str, RegionSetEntry]  # beside the shards (`datamodules.region_sets`); not part of the data hash
     data_hash: str
 
 
@@ -183,6 +211,7 @@ def _checked(value: Any, path: Path) -> Manifest:
         raise _bad(path, "entities", "null or an object with hash, source, tags, files {bytes, sha256} and counts")
     for split in SPLITS:
         _check_split(value["splits"].get(split), f"splits.{split}", path)
+    _check_region_sets(value.setdefault("region_sets", {}), path)  # younger than some folders
     return value  # type: ignore[return-value]
 
 
@@ -195,19 +224,48 @@ def _check_split(entry: Any, key: str, path: Path) -> None:
     if not isinstance(entry.setdefault("skipped", {}), dict):
         raise _bad(path, f"{key}.skipped", "an object of counts")
     for number, shard in enumerate(entry["shards"]):
-        good = (
-            isinstance(shard, dict)
-            and isinstance(shard.get("file"), str)
-            and _SHARD_NAME.fullmatch(shard["file"])
-            and _is_count(shard.get("samples"))
-            and _is_count(shard.get("bytes"))
-            and isinstance(shard.get("sha256"), str)
-            and _HEX_64.fullmatch(shard["sha256"])
-        )
-        if not good:
+        if not _is_shard(shard):
             raise _bad(path, f"{key}.shards[{number}]", "{file: *.tar, samples, bytes, sha256}")
     if sum(shard["samples"] for shard in entry["shards"]) != entry["samples"]:
         raise _bad(path, f"{key}.samples", "the sum of its shards' samples")
+
+
+def _check_region_sets(sets: Any, path: Path) -> None:
+    if not isinstance(sets, dict):
+        raise _bad(path, "region_sets", "an object of sets by name")
+    for name, entry in sets.items():
+        good = (
+            isinstance(entry, dict)
+            and all(_is_count(entry.get(key)) for key in ("width", "max"))
+            and isinstance(entry.get("hash"), str)
+            and all(isinstance(entry.get(key), dict) for key in ("about", "splits"))
+        )
+        if not good:
+            raise _bad(path, f"region_sets.{name}", "an object with width, max, hash, about and splits")
+        for split, part in entry["splits"].items():
+            good = isinstance(part, dict) and all(_is_count(part.get(key)) for key in ("pictures", "boxes", "without"))
+            if not good or not isinstance(part.get("truth"), bool) or not isinstance(part.get("shards"), list):
+                expected = "an object with pictures, boxes, without, truth and shards"
+                raise _bad(path, f"region_sets.{name}.splits.{split}", expected)
+            for number, shard in enumerate(part["shards"]):
+                if not (
+                    _is_shard(shard)
+                    and isinstance(shard.get("of"), str)
+                    and all(_is_count(shard.get(key)) for key in ("width", "most", "boxes", "without", "truth"))
+                ):
+                    expected = "{file: *.tar, samples, bytes, sha256, of, width, most, boxes, without, truth}"
+                    raise _bad(path, f"region_sets.{name}.splits.{split}.shards[{number}]", expected)
+
+
+def _is_shard(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("file"), str)
+        and _SHARD_NAME.fullmatch(value["file"]) is not None
+        and all(_is_count(value.get(key)) for key in ("samples", "bytes"))
+        and isinstance(value.get("sha256"), str)
+        and _HEX_64.fullmatch(value["sha256"]) is not None
+    )
 
 
 def _is_file(value: Any) -> bool:

@@ -94,9 +94,9 @@ def upright_size(data: bytes) -> tuple[int, int]:
     image = open_picture(data)
     try:
         lying = image.getexif().get(_ORIENTATION, 1) in _LYING
-    except Exception as error:  # see above
+    except Exception as error:
         raise _undecodable(error) from None
-    return (image.height, image.width) if lying else (image.width, image.height)
+    return (image.height, image.width) if lying else image.size
 
 
 class Decoded(NamedTuple):

@@ -19,9 +19,10 @@ from datamodules.caption_entities import CaptionEntities, check_tokenizer, node_
 from datamodules.entities import EntityTable, open_rows, read_table
 from datamodules.errors import DataError
 from datamodules.instance_batches import InstanceBatchMaker
-from datamodules.instances import InstanceOptions, check_boxes_known, check_options
+from datamodules.instances import DETECTED, InstanceOptions, check_boxes_known, check_options
 from datamodules.loaders import EvaluationLoader, Receiver, TrainLoader, open_stream
 from datamodules.manifest import Manifest, check_shard_files
+from datamodules.region_sets import check_name, check_region_set
 from datamodules.shard_folder import ShardFolder
 from datamodules.shards import Delivery, EvaluationStream, Place, TrainStream
 from datamodules.stream_state import StreamState, gather_states, restore
@@ -46,6 +47,7 @@ class Product1M(LightningDataModule):
         steps_per_epoch: batches per process in an interval; None = as many as fit in one pass.
         pin_memory: None = when training on CUDA.
         augment: light jitter of scale and place of training pictures ("grid" input only).
+        region_set: the region set whose regions are read, see `region_sets`; None = those in the shards, if any.
         instances: also evaluate queries by instance, one row per box (docs/instances.md): "detected", the boxes of the
             regions the folder is read with, "true", the known ones, which are an upper bound; both, or none.
         instance_min_score: a detected box with less is no instance; a query without any is one, its whole picture.
@@ -54,7 +56,7 @@ class Product1M(LightningDataModule):
         crop_margin: added on every side of a box that is cropped ("grid" input), as a share of its longer side.
 
     Raises:
-        DataError: a number out of range.
+        DataError: a number out of range, a set that cannot be called that.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Product1M(LightningDataModule):
         steps_per_epoch: int | None = None,
         pin_memory: bool | None = None,
         augment: bool = True,
+        region_set: str | None = None,
         instances: list[str] = [],  # noqa: B006  (read only; jsonargparse shows it as the default)
         instance_min_score: float = 0.5,
         max_instances: int = 10,
@@ -86,6 +89,7 @@ class Product1M(LightningDataModule):
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self.folder, self.batch_size, self.eval_batch_size = Path(folder), batch_size, eval_batch_size
         self.num_workers, self.seed, self.augment = num_workers, seed, augment
+        self.region_set = None if region_set is None else check_name(region_set)
         self._interval, self._pin_memory = steps_per_epoch, pin_memory
         self._contents = ShardFolder(self.folder)
         self.input_spec = InputSpec()
@@ -185,8 +189,11 @@ class Product1M(LightningDataModule):
         name = getattr(stage, "value", stage)  # Lightning hands over an enum, whose str() is not its value
         splits = _SPLITS_OF_STAGE.get(name or "", ("train", "val", "test", "gallery"))
         check_shard_files(self.folder, splits, self.manifest)
-        self._contents.check_visual_input(self.input_spec)
-        check_boxes_known(self._contents, self.instances, self.input_spec, [s for s in splits if s in ("val", "test")])
+        if self.region_set is not None:
+            check_region_set(self.folder, splits, self.manifest, self.region_set)
+        self._contents.check_visual_input(self.input_spec, self.region_set)
+        query_splits = [split for split in splits if split in ("val", "test")]
+        check_boxes_known(self._contents, self.instances, self.input_spec, query_splits, self.region_set)
         check_vocabulary(self.tokenizer, self.input_spec)
         if self.input_spec.num_entities:
             read_table(self.folder, self.manifest)
@@ -236,17 +243,19 @@ class Product1M(LightningDataModule):
 
     def evaluation_loader(self, split: str) -> EvaluationLoader:
         """This rank's share of a split."""
-        return self._in_batches(split, self._maker(split, jitter=None), self.eval_batch_size)
+        return self._in_batches(split, self._maker(split, jitter=None), self.eval_batch_size, self._regions_read)
 
     def instance_loader(self, split: str, kind: str) -> EvaluationLoader:
         """This rank's share of a split's queries, each as one row per box; a batch holds whole queries."""
         maker = InstanceBatchMaker(self.folder, self.input_spec, kind, self.instance_options, self._entities(split))
-        return self._in_batches(split, maker, max(1, self.eval_batch_size // self.instance_options.max_instances))
+        num_queries = max(1, self.eval_batch_size // self.instance_options.max_instances)
+        return self._in_batches(split, maker, num_queries, self.region_set if kind == DETECTED else self._regions_read)
 
-    def _in_batches(self, split: str, maker: BatchMaker, num_samples: int) -> EvaluationLoader:
+    def _in_batches(self, split: str, maker: BatchMaker, num_samples: int, regions: str | None) -> EvaluationLoader:
         # Lightning leaves out the evaluation on a rank without batches, and the others would wait for it forever.
         num_samples = min(num_samples, max(1, self.num_samples(split) // self._place.world_size))
-        stream = EvaluationStream(self.folder, self._contents.shards(split), maker, num_samples, self._place)
+        shards = self._contents.shards(split)
+        stream = EvaluationStream(self.folder, shards, maker, num_samples, self._place, regions)
         return EvaluationLoader(stream, self.num_workers, self._pins)
 
     def training_sample(self, num_samples: int) -> Iterator[ProductBatch]:
@@ -256,8 +265,7 @@ class Product1M(LightningDataModule):
         """
         place = self._place._replace(num_workers=1)
         maker = self._maker("train", jitter=None)
-        shards, seed = self._contents.shards("train"), self.seed
-        stream = TrainStream(self.folder, shards, maker, self.batch_size, seed, place, positions=[0], first_worker=0)
+        stream = self._train_stream(maker, place, positions=[0], first_worker=0)
         receiver = Receiver()
         num_batches = -(-num_samples // (self.batch_size * place.world_size))
         for delivery in islice(stream, num_batches):  # in this process: starting workers would take longer
@@ -293,17 +301,20 @@ class Product1M(LightningDataModule):
 
     def _open_train_stream(self) -> Any:
         maker = self._maker("train", Jitter() if self.augment else None)
-        stream = TrainStream(
-            self.folder,
-            self._contents.shards("train"),
-            maker,
-            self.batch_size,
-            self.seed,
-            self._place,
-            positions=list(self._stream.positions),
-            first_worker=self._stream.batches % self.num_streams,
-        )
+        turn = self._stream.batches % self.num_streams
+        stream = self._train_stream(maker, self._place, list(self._stream.positions), turn)
         return open_stream(stream, self.num_workers, self._pins)
+
+    def _train_stream(self, maker: BatchMaker, place: Place, positions: list[int], first_worker: int) -> TrainStream:
+        shards, regions = self._contents.shards("train"), self._regions_read
+        return TrainStream(
+            self.folder, shards, maker, self.batch_size, self.seed, place, positions, first_worker, regions
+        )
+
+    @property
+    def _regions_read(self) -> str | None:
+        """The set whose sidecars are opened: a model that looks at none of its regions does not pay for them."""
+        return self.region_set if self.input_spec.visual_input == "regions" else None
 
     def _stop_workers(self) -> None:
         if self._train_loader is not None:

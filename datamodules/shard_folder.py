@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,8 +16,9 @@ from datamodules.batching import PICTURE, RECORD, REGIONS, other_classes
 from datamodules.catalogues.record import SPLITS
 from datamodules.errors import DataError
 from datamodules.manifest import Manifest, ShardEntry, how_to_build, read_manifest
+from datamodules.region_sets import region_set as region_set_of
 from datamodules.regions import unpack_regions
-from datamodules.shards import read_range, read_shard
+from datamodules.shard_reader import read_range, read_shard, sidecar_of
 
 
 class ShardFolder:
@@ -109,23 +111,35 @@ class ShardFolder:
                     continue
         return False
 
-    def _sample_with_more(self, num_regions: int) -> str:
+    def _sample_with_more(self, num_regions: int, region_set: str | None) -> str:
         """File and id of the first sample with more regions, to be named in an error; reads up to there."""
         for split in SPLITS:
-            for entry in self.shards(split):
-                for sample in read_shard(self.path / entry["file"]):
+            for entry in self.manifest["splits"][split]["shards"]:
+                path = self.path / entry["file"]
+                for sample in read_shard(path, sidecar=sidecar_of(path, region_set)):
                     if len(unpack_regions(sample.members[REGIONS], class_scores=False).boxes_R4) > num_regions:
                         item = json.loads(sample.members[RECORD])["id"]
-                        return f"{self.path / entry['file']}, sample '{item}', .{REGIONS}"
+                        return f"{self.path / (sample.sidecar or sample.file)}, sample '{item}', .{REGIONS}"
         return str(self.path)  # the manifest overstates
 
-    def check_visual_input(self, spec: InputSpec) -> None:
-        """Refuse a model that wants what the shards do not hold.
+    def region_sizes(self, region_set: str | None) -> Mapping[str, Any] | None:
+        """Width of the regions' features and most regions of a picture, in a set or (None) in the shards themselves.
+
+        Raises:
+            DataError: there is no such set.
+        """
+        if region_set is None:
+            return self.manifest["regions"]
+        return region_set_of(self.path, self.manifest, region_set)
+
+    def check_visual_input(self, spec: InputSpec, region_set: str | None = None) -> None:
+        """Refuse a model that wants what the shards, or the named region set, do not hold.
 
         Raises:
             DataError: with both ways out.
         """
-        regions = self.manifest["regions"]
+        regions = self.region_sizes(region_set)
+        whose = str(self.path) if region_set is None else f"region set '{region_set}' of {self.path}"
         if spec.visual_input == "grid":
             if not self.manifest["pictures"]:
                 raise DataError(
@@ -134,24 +148,27 @@ class ShardFolder:
                 )
         elif spec.visual_input == "regions":
             if regions is None:
+                sets = sorted(self.manifest["region_sets"])
+                named = f"Name a region set (data.region_set: {', '.join(sets)}), t" if sets else "T"
                 raise DataError(
-                    f"The model takes precomputed regions (visual input 'regions'), but {self.path} holds none. Train "
-                    "on the pictures with visual input 'grid' (SCALE=tiny or SCALE=small), or build the folder with "
-                    "a detector's boxes and features (`python -m experiments data build … --regions PATH`, see "
-                    "docs/regions.md)."
+                    f"The model takes precomputed regions (visual input 'regions'), but {self.path} holds none. "
+                    f"{named}rain on the pictures with visual input 'grid' (SCALE=tiny or SCALE=small), or build the "
+                    "folder with a detector's boxes and features (`python -m experiments data build … --regions PATH`, "
+                    "see docs/regions.md)."
                 )
             if regions["width"] != spec.region_width:
                 raise DataError(
-                    f"The regions of {self.path} are {regions['width']} wide, the model takes region_width="
+                    f"The regions of {whose} are {regions['width']} wide, the model takes region_width="
                     f"{spec.region_width}. Set the model's region width to match."
                 )
             if regions["max"] > spec.num_regions:
+                where = self._sample_with_more(spec.num_regions, region_set)
                 raise DataError(
-                    f"{self._sample_with_more(spec.num_regions)}: {regions['max']} regions a picture at most, the "
-                    f"model takes num_regions={spec.num_regions}. Raise model.num_regions, or store fewer regions."
+                    f"{where}: {regions['max']} regions a picture at most, the model takes "
+                    f"num_regions={spec.num_regions}. Raise model.num_regions, or store fewer regions."
                 )
             classes = regions.get("classes", 0)
             if spec.region_classes and classes != spec.region_classes:
-                raise DataError(f"The regions of {self.path}: {other_classes(classes, spec.region_classes)}")
+                raise DataError(f"The regions of {whose}: {other_classes(classes, spec.region_classes)}")
         elif spec.visual_input != "none":
             raise DataError(f"Unknown visual input '{spec.visual_input}'; there are 'grid', 'regions' and 'none'.")

@@ -201,14 +201,15 @@ def _add_members(tar: tarfile.TarFile, key: str, made: _Made) -> None:
     if record.boxes is not None:
         fields["boxes"] = [[float(value) for value in box] for box in record.boxes]
     if made.picture is not None:
-        _add(tar, f"{key}.jpg", made.picture)
+        add_member(tar, f"{key}.jpg", made.picture)
     if made.regions is not None:
-        _add(tar, f"{key}.regions.npz", made.regions)
-    _add(tar, f"{key}.json", json.dumps(fields, ensure_ascii=False).encode("utf-8"))
+        add_member(tar, f"{key}.regions.npz", made.regions)
+    add_member(tar, f"{key}.json", json.dumps(fields, ensure_ascii=False).encode("utf-8"))
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    entry = tarfile.TarInfo(name)  # time 0 and no owner, so that equal samples give equal tars
+def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Add a member with time 0 and no owner, so that equal samples give equal tars."""
+    entry = tarfile.TarInfo(name)
     entry.size = len(data)
     entry.mode = 0o644
     tar.addfile(entry, io.BytesIO(data))

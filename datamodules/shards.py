@@ -1,28 +1,25 @@
-"""Tar shards -> samples -> streams of batches. The only file that imports webdataset.
+"""Samples of tar shards -> streams of batches.
 
-webdataset opens and unpacks the tars; the order of shards and samples is our own (`shard_order`), because its
-resampling is not reproducible and its node splitting reads environment variables that Lightning does not set.
+The order of shards and samples is our own (`shard_order`): webdataset's resampling is not reproducible, and its node
+splitting reads environment variables that Lightning does not set.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from datamodules.batch import ProductBatch
-from datamodules.batching import PICTURE, RECORD, REGIONS, BatchMaker, RawSample, UnusableSampleError
+from datamodules.batching import BatchMaker, RawSample, UnusableSampleError
 from datamodules.errors import DataError
 from datamodules.manifest import ShardEntry
-from datamodules.plain_tar import NotPlainError, plain_members
 from datamodules.shard_order import evaluation_batches, rows_of, units_from
-
-_SUFFIXES = {PICTURE, REGIONS, RECORD}
+from datamodules.shard_reader import read_shard, remedy, sidecar_of
 
 
 class Delivery(NamedTuple):
@@ -48,63 +45,6 @@ class Place(NamedTuple):
     num_workers: int = 1  # at least 1: without worker processes the rank is its own single worker
 
 
-def read_shard(path: Path, first_row: int = 0) -> Iterator[RawSample]:
-    """Samples of one tar in order, members of the schema only, nothing decoded.
-
-    Args:
-        first_row: row number of the shard's first sample.
-
-    Raises:
-        DataError: the tar is missing or damaged.
-    """
-    from webdataset.tariterators import group_by_keys
-
-    samples = group_by_keys(_members(str(path)))
-    row = first_row
-    while True:
-        try:
-            sample = next(samples)
-        except StopIteration:
-            return
-        except Exception as error:  # OSError, tarfile.ReadError, ValueError of a doubled member
-            reason = (str(error.args[0] if error.args else "").splitlines() or [""])[0] or type(error).__name__
-            raise DataError(f"Shard {path} cannot be read ({reason}). {_remedy(path.parent)}") from None
-        yield RawSample(row, path.name, {key: sample[key] for key in _SUFFIXES if key in sample})
-        row += 1
-
-
-def _members(url: str) -> Iterator[dict[str, Any]]:
-    """What webdataset groups into samples, by our fast reader where the tar is plain, else by webdataset's own."""
-    from webdataset.tariterators import tar_file_expander, url_opener
-
-    passed = 0
-    source = next(url_opener([{"url": url}]))
-    try:
-        with source["stream"] as stream:
-            for name, data in plain_members(stream):
-                passed += 1
-                if _of_schema(name):
-                    yield {"fname": name, "data": data, "__url__": url}
-        return
-    except NotPlainError:
-        pass
-    every = tar_file_expander(url_opener([{"url": url}]), eof_value=None)
-    yield from (member for member in islice(every, passed, None) if _of_schema(member["fname"]))
-
-
-def read_range(folder: Path, shards: list[ShardEntry], rows: range) -> Iterator[RawSample]:
-    """The samples of a range of rows, reading only the shards that overlap it."""
-    first = 0
-    for shard in shards:
-        if first < rows.stop and rows.start < first + shard["samples"]:
-            for sample in read_shard(folder / shard["file"], first):
-                if sample.row >= rows.stop:
-                    break
-                if sample.row >= rows.start:
-                    yield sample
-        first += shard["samples"]
-
-
 class TrainStream(IterableDataset):
     """The endless training stream of one rank, cut into batches in its workers.
 
@@ -117,6 +57,7 @@ class TrainStream(IterableDataset):
         place: rank, world size and number of workers.
         positions: raw samples already consumed by each of the rank's worker streams.
         first_worker: which stream the next batch comes from (DataLoader asks its workers in turn, from 0).
+        region_set: the set whose regions are read; None = those in the shards, if any.
     """
 
     def __init__(
@@ -129,10 +70,12 @@ class TrainStream(IterableDataset):
         place: Place,
         positions: list[int],
         first_worker: int,
+        region_set: str | None = None,
     ) -> None:
         assert len(positions) == place.num_workers
         self.folder, self.shards, self.maker, self.batch_size = folder, shards, maker, batch_size
         self.seed, self.place, self.positions, self.first_worker = seed, place, positions, first_worker
+        self.region_set = region_set
 
     def __iter__(self) -> Iterator[Delivery | Failure]:
         info = get_worker_info()
@@ -177,7 +120,7 @@ class TrainStream(IterableDataset):
         entry = self.shards[number]
         path = self.folder / entry["file"]
         found, total = {}, 0
-        for total, sample in enumerate(read_shard(path, first_row), start=1):
+        for total, sample in enumerate(read_shard(path, first_row, sidecar_of(path, self.region_set)), start=1):
             if total - 1 in wanted:
                 found[total - 1] = sample
         if total != entry["samples"]:
@@ -192,13 +135,20 @@ class EvaluationStream(IterableDataset):
         folder, shards, maker: as in `TrainStream`.
         batch_size: samples in a global batch.
         place: rank, world size and number of workers.
+        region_set: as in `TrainStream`; here with the regions of the true boxes, where the set has them.
     """
 
     def __init__(
-        self, folder: Path, shards: list[ShardEntry], maker: BatchMaker, batch_size: int, place: Place
+        self,
+        folder: Path,
+        shards: list[ShardEntry],
+        maker: BatchMaker,
+        batch_size: int,
+        place: Place,
+        region_set: str | None = None,
     ) -> None:
         self.folder, self.shards, self.maker = folder, shards, maker
-        self.batch_size, self.place = batch_size, place
+        self.batch_size, self.place, self.region_set = batch_size, place, region_set
 
     def __len__(self) -> int:
         """Batches of this rank."""
@@ -226,7 +176,7 @@ class EvaluationStream(IterableDataset):
                 first = last + 1
                 continue
             path, count = self.folder / entry["file"], 0
-            for sample in read_shard(path, first):
+            for sample in read_shard(path, first, sidecar_of(path, self.region_set), truth=True):
                 count += 1
                 if sample.row // size in wanted:
                     self.maker.add(sample, None)
@@ -236,18 +186,6 @@ class EvaluationStream(IterableDataset):
             if count != entry["samples"]:
                 raise _count_mismatch(path, count, entry["samples"])
             first = last + 1
-
-
-def import_reader() -> None:
-    """Import webdataset in the main process: forked workers have it then, or each would import it at each start.
-
-    Raises:
-        DataError: it is not installed, or broken.
-    """
-    try:
-        import webdataset.tariterators  # noqa: F401
-    except Exception as error:
-        raise DataError(f"webdataset cannot be imported ({error}), shards cannot be read. Run `make setup`.") from None
 
 
 def limit_threads(_worker: int) -> None:
@@ -263,13 +201,5 @@ def unchanged(delivery: object) -> object:
     return delivery
 
 
-def _of_schema(name: str) -> bool:
-    return name.rpartition("/")[2].partition(".")[2] in _SUFFIXES
-
-
-def _remedy(folder: Path) -> str:
-    return f"List all damage with `python -m experiments data verify {folder}`, then build again."
-
-
 def _count_mismatch(path: Path, found: int, expected: int) -> DataError:
-    return DataError(f"Shard {path} holds {found} samples, manifest.json says {expected}. {_remedy(path.parent)}")
+    return DataError(f"Shard {path} holds {found} samples, manifest.json says {expected}. {remedy(path)}")

@@ -22,7 +22,7 @@ from datamodules.manifest import (
     read_manifest,
 )
 from datamodules.pictures import PictureError, decode_picture
-from datamodules.regions import BadRegionsError, check_regions, unpack_regions
+from datamodules.verify_regions import region_problems, region_set_problems
 
 _VERIFY_PX = 64  # damage shows at any scale; decoding small is faster
 
@@ -68,6 +68,7 @@ def _problems(folder: Path, manifest: Manifest, progress: bool) -> Iterator[str]
     for path in sorted(folder.glob("*.tar")):
         if path.name not in listed and path.name.rpartition("-")[0] in SPLITS:
             yield f"{path}: not in the manifest."
+    yield from region_set_problems(folder, manifest)
     yield from _label_problems(folder, manifest, annotations)
     if manifest["tokenizer"] is not None and not (folder / TOKENIZER_FILE).is_file():
         yield f"{folder / TOKENIZER_FILE}: missing though the manifest names it."
@@ -79,7 +80,7 @@ def _problems(folder: Path, manifest: Manifest, progress: bool) -> Iterator[str]
 def _shard_problems(
     path: Path, shard: ShardEntry, manifest: Manifest, rows: list[AnnotationRow] | None, ids: dict[str, str]
 ) -> Iterator[str]:
-    from datamodules.shards import read_shard  # pulls in webdataset and torch
+    from datamodules.shard_reader import read_shard  # pulls in webdataset and torch
 
     if not path.is_file():
         yield f"{path}: missing."
@@ -134,26 +135,7 @@ def _member_problems(members: dict[str, bytes], manifest: Manifest) -> Iterator[
         if "regions.npz" not in members:
             yield "no .regions.npz."
             return
-        yield from _region_problems(members["regions.npz"], manifest["regions"])
-
-
-def _region_problems(data: bytes, expected: dict[str, Any]) -> Iterator[str]:
-    try:
-        regions = unpack_regions(data)
-        check_regions(regions)
-    except BadRegionsError as error:
-        yield f".regions.npz: {error.reason}: {error}, and build again."
-        return
-    num, width = regions.features_RD.shape
-    if width != expected["width"]:
-        yield f".regions.npz: features are {width} wide, the manifest says {expected['width']}; build again."
-    if regions.num_classes != expected.get("classes", 0):
-        yield (
-            f".regions.npz: scores of {regions.num_classes} classes, the manifest says {expected.get('classes', 0)}; "
-            "build again."
-        )
-    if num > expected["max"]:
-        yield f".regions.npz: {num} regions, the manifest says {expected['max']} at most; build again."
+        yield from region_problems(members["regions.npz"], manifest["regions"])
 
 
 def _differs(record: dict[str, Any], row: AnnotationRow) -> bool:

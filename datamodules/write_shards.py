@@ -30,6 +30,7 @@ from datamodules.manifest import (
     read_manifest,
     write_manifest,
 )
+from datamodules.region_sets import remove_region_set, sets_on_disk
 from datamodules.region_sources.store import RegionStore
 from datamodules.shard_writer import RECEIPTS, Options, RegionSource, ShardJob, read_receipt, write_shard
 
@@ -195,11 +196,14 @@ def _run(catalogue: Catalogue, jobs: Sequence[ShardJob], options: Options, worke
 
 
 def _drop_strangers(folder: Path, jobs: Sequence[ShardJob]) -> None:
-    """Remove shards and annotations of an earlier build that this one does not have."""
+    """Remove shards and annotations of an earlier build that this one does not have, and all that went by its rows."""
     current = {job.file for job in jobs if receipt_of(job)["shard"]["samples"]}
     for path in folder.glob("*.tar"):
         if path.name.rpartition("-")[0] in SPLITS and path.name not in current:
             path.unlink()
+    for name in sets_on_disk(folder):
+        log.warning("%s: region set '%s' was of the shards before and is removed.", folder, name)
+        remove_region_set(folder, name)
     for path in folder.glob(".*.tmp"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     shutil.rmtree(folder / ENTITIES, ignore_errors=True)  # of the captions that were

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from experiments import schema
-from experiments.config import FIXED_CLASSES, Composition
+from experiments.config import Composition
 from experiments.runs import RunFolder
 
 
@@ -16,14 +16,15 @@ def announce(composition: Composition, run: RunFolder) -> str:
         f"layers     {' < '.join(composition.layers)} < command line",
         f"shards     {composition.data.path} (data hash {composition.data.data_hash}, {_counts(composition)})",
     ]
+    fixed = composition.task.fixed_classes
     for section, content in composition.config.items():
         if section == "seed_everything":
             lines.append(f"seed       {content}")
             continue
-        class_path = FIXED_CLASSES.get(section) or content["class_path"]
-        values = content if section in FIXED_CLASSES else content.get("init_args", {})
+        class_path = fixed.get(section) or content["class_path"]
+        values = content if section in fixed else content.get("init_args", {})
         shown = [f"{key}={_short(value)}" for key, value in schema.differing(values, class_path).items()]
-        if section not in FIXED_CLASSES:
+        if section not in fixed:
             shown.insert(0, class_path.rpartition(".")[2])
         if shown:
             lines.append(f"{section:<10} {' '.join(shown)}")

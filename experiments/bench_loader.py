@@ -85,7 +85,8 @@ def _bare_counts(folder: Path, workers: int) -> Generator[int, None, None]:
     from torch.utils.data import DataLoader
 
     from datamodules.manifest import read_manifest
-    from datamodules.shards import limit_threads, read_shard, unchanged
+    from datamodules.shard_reader import read_shard
+    from datamodules.shards import limit_threads, unchanged
 
     shards = read_manifest(folder)["splits"]["train"]["shards"]
     pictures = [one.members["jpg"] for shard in shards[:8] for one in read_shard(folder / shard["file"])]

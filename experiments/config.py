@@ -1,14 +1,15 @@
 """Three layers make a run: base.yaml, the experiment, overlays for data and scale; then the command line.
 
 Plain YAML, merged key by key; lists replace. An overlay says how much, never which class: it may not hold a
-`class_path`. A scale overlay may carry `experiments: {<name>: {...}}`, of which the current experiment's part applies.
-Nothing here imports torch, so a wrong name is answered at once.
+`class_path`. base.yaml and overlays may carry `tasks: {<task>: {...}}` and `experiments: {<name>: {...}}`, of which the
+part of the current experiment's task applies, and over it the experiment's own. Nothing here imports torch, so a wrong
+name is answered at once.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,17 +18,9 @@ import yaml
 from experiments import schema
 from experiments.data_folder import DataFolder, find_data
 from experiments.errors import UsageError, nearest
+from experiments.tasks import DEFAULT_TASK, Task, task_named, task_names
 
 HOME = Path(__file__).parent
-# Sections that are one class's constructor arguments; model and data name their own class.
-FIXED_CLASSES = {
-    "trainer": "lightning.pytorch.Trainer",
-    "checkpoint": "lightning.pytorch.callbacks.ModelCheckpoint",
-    "evaluation": "lightning_modules.callbacks.retrieval_evaluation.RetrievalEvaluation",
-    "speed": "lightning_modules.callbacks.speed.Speed",
-    "graph_refresh": "lightning_modules.callbacks.graph_refresh.GraphRefresh",
-}
-SECTIONS = ("seed_everything", "trainer", "model", "data", *FIXED_CLASSES)
 NOT_EXPERIMENTS = {"base"}
 
 
@@ -48,6 +41,7 @@ class Composition(NamedTuple):
     scale: str
     data: DataFolder
     layers: tuple[str, ...]
+    task: Task
 
     @property
     def seed(self) -> int:
@@ -79,14 +73,16 @@ def compose(experiment: str, data: str, scale: str, seed: int | None, overrides:
     scales = overlays("scale")
     if scale not in scales:
         raise UsageError(f"unknown scale {scale!r}: {nearest(scale, scales)}")
-    config = merge(base(), _read(file))
+    own = _read(file)
+    task = _task(own)
+    config = merge(base(task.name), own)
     settings = parse_overrides(overrides, config)
     check_keys(_with_words(merge(config, settings)))  # before the data: a typo should not wait for shards to be built
     folder = find_data(data, overlays("data"))
 
     files = [HOME / "base.yaml", file, folder.overlay, scales[scale]]
     for overlay in files[2:]:
-        config = merge(config, _overlay(overlay, experiment))
+        config = merge(config, _overlay(overlay, experiment, task.name))
     config = merge(config, settings)
     if seed is not None:
         config["seed_everything"] = seed
@@ -113,18 +109,29 @@ def classes_of(experiment: str) -> dict[str, str]:
 
 def _classes(config: dict[str, Any]) -> dict[str, str]:
     chosen = {section: (config.get(section) or {}).get("class_path") for section in ("model", "data")}
-    return {section: path for section, path in chosen.items() if path} | FIXED_CLASSES
+    return {section: path for section, path in chosen.items() if path} | _task(config).fixed_classes
 
 
-def base() -> dict[str, Any]:
-    """What every run has in common."""
-    return _read(HOME / "base.yaml")
+def _task(config: dict[str, Any]) -> Task:
+    """What a configuration is about; one that does not say is about retrieval."""
+    return task_named(config.get("task", DEFAULT_TASK))
+
+
+def base(task: str = DEFAULT_TASK) -> dict[str, Any]:
+    """What every run of a task has in common."""
+    file = HOME / "base.yaml"
+    content = _read(file)
+    return merge(content, _part(content, "tasks", task, task_names(), file))
 
 
 def finish(
     config: dict[str, Any], experiment: str, scale: str, folder: DataFolder, layers: Sequence[str]
 ) -> Composition:
-    """Fill in what follows from the rest (folder, seed, the shards' tokenizer), then check every key."""
+    """Fill in what follows from the rest (folder, seed, the shards' tokenizer), then check every key.
+
+    Args:
+        config: The merged sections; `task` beside them leaves it and is the composition's.
+    """
     config = _with_words(config)
     config["data"].setdefault("init_args", {}).update(folder=str(folder.path), seed=config["seed_everything"])
     arguments = config["model"].setdefault("init_args", {})
@@ -133,7 +140,9 @@ def finish(
     if tokenizer == "shards":
         arguments.update({key: value for key, value in folder.tokenizer_arguments().items() if key in known})
     check_keys(config)
-    return Composition(config, experiment, scale, folder, tuple(layers))
+    task = _task(config)
+    config.pop("task", None)
+    return Composition(config, experiment, scale, folder, tuple(layers), task)
 
 
 def _with_words(config: dict[str, Any]) -> dict[str, Any]:
@@ -148,19 +157,22 @@ def _with_words(config: dict[str, Any]) -> dict[str, Any]:
 
 def check_keys(config: dict[str, Any]) -> None:
     """Raise `UsageError` for the first key no class knows or value its type cannot hold."""
+    task = _task(config)
     for section in ("model", "data"):
         if "class_path" not in (config.get(section) or {}):
             raise UsageError(f"no {section}.class_path: the experiment file must name the class")
     for section, values in config.items():
-        if section not in SECTIONS:
-            raise UsageError(f"unknown key {section}: {nearest(section, SECTIONS)}")
+        if section == "task":
+            continue
+        if section not in task.sections:
+            raise UsageError(f"unknown key {section}: {nearest(section, task.sections)}")
         if section == "seed_everything":
             if type(values) is not int or values < 0:
                 raise UsageError(f"seed_everything expects an integer of 0 or more, got {values!r}")
         elif not isinstance(values, dict):
             raise UsageError(f"{section} expects keys below it, got {values!r}")
-        elif section in FIXED_CLASSES:
-            schema.check(section, values, FIXED_CLASSES[section])
+        elif section in task.fixed_classes:
+            schema.check(section, values, task.fixed_classes[section])
         else:
             extra = set(values) - {"class_path", "init_args"}
             if extra:
@@ -200,11 +212,14 @@ def parse_overrides(words: Sequence[str], config: dict[str, Any] | None = None) 
 
 def _nested(key: str, value: Any, config: dict[str, Any]) -> dict[str, Any]:
     path = key.split(".")
-    if path[0] not in SECTIONS:
+    sections = _task(config).sections
+    if key == "task":
+        raise UsageError("--task: what an experiment is about stands in its file; choose another with --exp")
+    if path[0] not in sections:
         homes = [f"--{name}.{key}" for name, known in _classes(config).items() if key in schema.signature(known)]
         if homes:
             raise UsageError(f"unknown key {key}: did you mean {' or '.join(homes)}?")
-        raise UsageError(f"unknown key {key}: {nearest(path[0], [*SECTIONS, *OPTION_NAMES])}")
+        raise UsageError(f"unknown key {key}: {nearest(path[0], [*sections, *OPTION_NAMES])}")
     if path[0] in ("model", "data"):
         if path[-1] == "class_path" or len(path) == 1:
             raise UsageError(f"{key} chooses a class: that is what an experiment file is for (--exp)")
@@ -238,19 +253,28 @@ def _read(file: Path) -> dict[str, Any]:
     return found or {}
 
 
-def _overlay(file: Path, experiment: str) -> dict[str, Any]:
-    """An overlay's common keys with the current experiment's part over them."""
+def _overlay(file: Path, experiment: str, task: str = DEFAULT_TASK) -> dict[str, Any]:
+    """An overlay's common keys, over them the task's part, over that the current experiment's."""
     content = _read(file)
-    parts = content.pop("experiments", {})
-    unknown = set(parts) - set(experiments())
-    if unknown:
-        name = sorted(unknown)[0]
-        raise UsageError(f"{file}: experiments.{name}: unknown experiment, {nearest(name, experiments())}")
-    chosen = merge(content, parts.get(experiment) or {})
+    of_task = _part(content, "tasks", task, task_names(), file)
+    of_experiment = _part(content, "experiments", experiment, experiments(), file)
+    chosen = merge(merge(content, of_task), of_experiment)
+    if "task" in chosen:
+        raise UsageError(f"{file}: an overlay may not change the task: write an experiment file instead")
     path = _find_key(chosen, "class_path")
     if path:
         raise UsageError(f"{file}: an overlay may not change a class ({path}): write an experiment file instead")
     return chosen
+
+
+def _part(content: dict[str, Any], kind: str, name: str, known: Iterable[str], file: Path) -> dict[str, Any]:
+    """Take the parts by task or by experiment out of a file's content; the one of `name`."""
+    parts = content.pop(kind, None) or {}
+    unknown = sorted(set(parts) - set(known))
+    if unknown:
+        what = kind.removesuffix("s")
+        raise UsageError(f"{file}: {kind}.{unknown[0]}: unknown {what}, {nearest(unknown[0], known)}")
+    return parts.get(name) or {}
 
 
 def _find_key(tree: Any, wanted: str) -> str | None:

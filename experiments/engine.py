@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from typing import Any, NamedTuple
 
@@ -11,58 +12,58 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from experiments.config import Composition
 from experiments.errors import UsageError
 from experiments.progress import IntervalLine, ThroughputBar
 from experiments.randomness import RandomState
 from experiments.runs import RunFolder
-from lightning_modules import RetrievalModule
-from lightning_modules.callbacks.fit_whitening import FitWhitening
-from lightning_modules.callbacks.graph_refresh import GraphRefresh, graph_of
-from lightning_modules.callbacks.retrieval_evaluation import RetrievalEvaluation
-from lightning_modules.callbacks.speed import Speed
+from experiments.tasks import Task
+from lightning_modules.callbacks.graph_refresh import graph_of
 from lightning_modules.callbacks.throughput import Throughput
 
 
 class Engine(NamedTuple):
     """Everything one run needs, built."""
 
-    model: RetrievalModule
+    task: Task
+    model: Any  # of the task's `model_base`
     data: Any  # the LightningDataModule of SPEC: ids, labels, captions, picture beside the loaders
     trainer: lightning.Trainer
-    evaluation: RetrievalEvaluation
+    evaluation: Any  # the task's, with the `results` of each split
     checkpoint: ModelCheckpoint
     throughput: Throughput
     interval_line: IntervalLine
     config: dict[str, Any]  # with every default spelt out
 
 
-def build(config: dict[str, Any], run: RunFolder) -> Engine:
-    """Check types, seed, and build the classes of a composed configuration; the Trainer has no loggers yet.
+def build(composition: Composition, run: RunFolder) -> Engine:
+    """Check types, seed, and build the classes of a configuration; the Trainer has no loggers yet.
 
     Raises:
         UsageError: If a value does not fit its argument's type, or Lightning refuses the combination.
     """
     throughput = Throughput()
-    line = IntervalLine(throughput)
-    extra: list[Any] = [throughput, line, RandomState(), FitWhitening(), _last_checkpoint(run)]
+    config, task = composition.config, composition.task
+    line = IntervalLine(throughput, task.interval_metrics)
+    extra: list[Any] = [throughput, line, RandomState(), *task.callbacks(), _last_checkpoint(run)]
     if config["trainer"].get("enable_progress_bar") is not False:
         extra.append(ThroughputBar(throughput))
     try:
-        cli = _ExperimentCLI(config, run, extra)
+        cli = _ExperimentCLI(config, task, run, extra)
     except (ArgumentError, ValueError, MisconfigurationException) as problem:
         raise UsageError(_said(problem)) from problem
-    cli.datamodule.use_input_spec(cli.model.input_spec())
-    evaluation, checkpoint = cli.config_init.evaluation, cli.config_init.checkpoint
-    return Engine(cli.model, cli.datamodule, cli.trainer, evaluation, checkpoint, throughput, line, cli.resolved())
+    task.connect(cli.model, cli.datamodule)
+    built = cli.model, cli.datamodule, cli.trainer, cli.config_init.evaluation, cli.config_init.checkpoint
+    return Engine(task, *built, throughput, line, cli.resolved())
 
 
 class _ExperimentCLI(LightningCLI):
     """LightningCLI over a composed mapping instead of the command line's words."""
 
-    def __init__(self, config: dict[str, Any], run: RunFolder, callbacks: list[Any]) -> None:
-        self.run = run
+    def __init__(self, config: dict[str, Any], task: Task, run: RunFolder, callbacks: list[Any]) -> None:
+        self.task, self.run = task, run
         super().__init__(
-            RetrievalModule,
+            _class(task.model_base),
             lightning.LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -71,14 +72,15 @@ class _ExperimentCLI(LightningCLI):
             parser_kwargs={"exit_on_error": False},
             args=config,
             run=False,
-            auto_configure_optimizers=False,  # RetrievalModule configures its own
+            auto_configure_optimizers=False,  # the models configure their own
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_lightning_class_args(RetrievalEvaluation, "evaluation")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.add_lightning_class_args(Speed, "speed")
-        parser.add_class_arguments(GraphRefresh, "graph_refresh")
+        for section, class_path in self.task.fixed_classes.items():
+            if section == "graph_refresh":  # a callback of models with a graph only
+                parser.add_class_arguments(_class(class_path), section)
+            elif section != "trainer":  # LightningCLI's own
+                parser.add_lightning_class_args(_class(class_path), section)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_object(args)  # the base method warns about words in sys.argv, which are ours
@@ -100,6 +102,11 @@ class _ExperimentCLI(LightningCLI):
         found = yaml.safe_load(self.parser.dump(config, skip_none=False, format="yaml"))
         found.pop("config", None)
         return dict(found)
+
+
+def _class(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
 
 
 def _last_checkpoint(run: RunFolder) -> ModelCheckpoint:

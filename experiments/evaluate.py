@@ -1,29 +1,31 @@
-"""Evaluating a checkpoint: first val, which chooses the feature, then test, which reports it. Never the other way."""
+"""Evaluating a checkpoint: first val, which chooses (a feature, say), then test, which reports it. Never reversed."""
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from experiments import machine, scoreboard
+from experiments import machine
 from experiments.config import HOME, Composition, Loader, finish, merge, overlays, parse_overrides
 from experiments.data_folder import find_data
 from experiments.errors import UsageError
 from experiments.output import say
 from experiments.run_lock import opened
 from experiments.runs import RunFolder, open_run, read_metrics, run_folder, write_json, write_text
+from experiments.tasks import DEFAULT_TASK
 
 TOLERANCE = 1e-6  # between two evaluations of one checkpoint, on one process or several
 
 
 def measure(engine: Any, checkpoint: Path | None) -> dict[str, Any]:
-    """Results of val and test, {split: SplitResult}; the loggers hear nothing of it. Called by all ranks.
+    """Results of val and test by split, as the task's evaluation gives them; the loggers hear nothing of it.
+
+    Called by all ranks.
 
     Args:
         checkpoint: Weights to load; None evaluates the model as it stands.
@@ -115,6 +117,7 @@ def reopen(source: RunFolder, data: str | None, overrides: list[str]) -> Composi
         )
     if folder.data_hash != about["data_hash"] and config["model"]["init_args"].get("tokenizer") == "shards":
         config["model"]["init_args"]["tokenizer"] = str(_keep_tokenizer(source, Path(stored)))
+    config["task"] = about.get("task", DEFAULT_TASK)
     config = merge(config, parse_overrides(overrides, config))
     return finish(config, about["experiment"], about["scale"], folder, [str(source.config)] * 2)
 
@@ -140,7 +143,8 @@ def _evaluate_own(run: RunFolder, composition: Composition, command: str) -> dic
         record = _measured(run, composition, run.best if run.best.is_file() else None, command, recorded)
         if machine.rank() != 0:
             return record
-        difference, key = _largest_difference(recorded, record) if recorded else (0.0, "")
+        splits = composition.task.splits
+        difference, key = _largest_difference(recorded, record, splits) if recorded else (0.0, "")
         if difference > TOLERANCE:
             file = run.root / "metrics-eval.json"
             write_json(file, record)
@@ -149,11 +153,12 @@ def _evaluate_own(run: RunFolder, composition: Composition, command: str) -> dic
                 f"the new numbers are in {file}"
             )
         write_results(run, record)
-        say(scoreboard.render(record))
+        say(composition.task.render(record))
         if "rerank" in record:
             say(f"re-ranked: rerank/… under test in {run.metrics}; its cost and command: rerank")
         if recorded:
-            say(f"equals what training reported: {_count(recorded)} numbers, largest difference {difference:.1g}")
+            count = sum(len(recorded[split]) for split in splits)
+            say(f"equals what training reported: {count} numbers, largest difference {difference:.1g}")
     return record
 
 
@@ -169,7 +174,7 @@ def _evaluate_into(
         write_config(run, composition, composition.config)
         if machine.rank() == 0:
             write_results(run, record)
-            say(scoreboard.render(record))
+            say(composition.task.render(record))
     return record
 
 
@@ -181,8 +186,8 @@ def _measured(
     from experiments.record import Outcome, assemble
 
     machine.check_devices(composition.config["trainer"])
-    engine = build(composition.config, run)
-    random = checkpoint is None and not engine.model.starts_trained
+    engine = build(composition, run)
+    random = checkpoint is None and not getattr(engine.model, "starts_trained", False)
     if random:
         kind = type(engine.model).__name__
         say(f"{kind} starts from random weights here: these numbers are those of an untrained model (`make train`)")
@@ -191,20 +196,16 @@ def _measured(
     return record | ({"random_weights": True} if random else {})
 
 
-def _largest_difference(recorded: dict[str, Any], now: dict[str, Any]) -> tuple[float, str]:
+def _largest_difference(recorded: dict[str, Any], now: dict[str, Any], splits: Sequence[str]) -> tuple[float, str]:
     """Over all recorded numbers; those of a re-ranking only where this evaluation asked for one, and as deep."""
     same = recorded.get("rerank", {}).get("depth") == now.get("rerank", {}).get("depth")
     pairs = [
-        (abs(value - now[split].get(key, np.inf)), f"{split}/{key}")
-        for split in ("val", "test")
+        (abs(value - now[split].get(key, math.inf)), f"{split}/{key}")
+        for split in splits
         for key, value in recorded[split].items()
         if same or not key.startswith("rerank/")
     ]
     return max(pairs)
-
-
-def _count(recorded: dict[str, Any]) -> int:
-    return len(recorded["val"]) + len(recorded["test"])
 
 
 def show_split(composition: Composition, home: Path, split: str, checkpoint: str | None) -> dict[str, float]:
@@ -217,13 +218,13 @@ def show_split(composition: Composition, home: Path, split: str, checkpoint: str
     machine.check_devices(composition.config["trainer"])
     run = run_folder(composition, home)
     path = checkpoint_of(run, checkpoint)
-    engine = build(composition.config, run)
+    engine = build(composition, run)
     run_split = engine.trainer.validate if split == "val" else engine.trainer.test
     with _silent(engine.trainer):
         run_split(engine.model, datamodule=engine.data, ckpt_path=path, verbose=False, weights_only=True)
-    result = engine.evaluation.results[split]
-    say(f"{split} of {path or 'the untrained model'}, feature {result.features['product']}")
-    return dict(result.metrics)
+    about, metrics = composition.task.numbers(engine.evaluation.results, split)
+    say(f"{split} of {path or 'the untrained model'}, {about}")
+    return {key.removeprefix(f"{split}/"): value for key, value in metrics.items()}
 
 
 def checkpoint_of(run: RunFolder, given: str | None) -> str | None:
@@ -233,27 +234,4 @@ def checkpoint_of(run: RunFolder, given: str | None) -> str | None:
     return given or (str(run.best) if run.best.is_file() else None)
 
 
-def predict(composition: Composition, home: Path, checkpoint: str | None) -> Path:
-    """Write the product embeddings of the test queries and the gallery to the run's `embeddings/<split>.npz`."""
-    from experiments.engine import build
-    from experiments.runs import atomic
-
-    run = run_folder(composition, home)
-    if composition.config["trainer"].get("devices") not in (None, 1, "1", "auto"):
-        raise UsageError("trainer.devices: predict writes from one process; use --trainer.devices=1")
-    composition.config["trainer"]["devices"] = 1
-    path = checkpoint_of(run, checkpoint)
-    engine = build(composition.config, run)
-    engine.data.setup("test")
-    folder = run.root / "embeddings"
-    for split in engine.data.eval_splits("test"):
-        loader = engine.data.evaluation_loader(split)
-        batches: Any = engine.trainer.predict(engine.model, dataloaders=loader, ckpt_path=path, weights_only=True)
-        product_ND = np.concatenate([batch["product"].cpu().numpy() for batch in batches])
-        with atomic(folder / f"{split}.npz") as temporary:
-            np.savez_compressed(temporary, ids=engine.data.ids(split), product=product_ND)
-    say(f"embeddings of {path or 'the untrained model'} in {folder}")
-    return folder
-
-
-__all__ = ["HOME", "checkpoint_of", "evaluate_run", "evaluate_untrained", "measure", "predict", "reopen", "show_split"]
+__all__ = ["HOME", "checkpoint_of", "evaluate_run", "evaluate_untrained", "measure", "reopen", "show_split"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -48,10 +48,11 @@ def _three_digits(value: float) -> str:
 
 
 class IntervalLine(Callback):
-    """How many parameters are trained; then one line per interval: step, mean loss, val metrics, pace, skips so far."""
+    """How many parameters are trained; then one line per interval: step, mean loss, metrics, pace, skips so far."""
 
-    def __init__(self, throughput: Throughput) -> None:
+    def __init__(self, throughput: Throughput, metrics: Sequence[str]) -> None:
         self.throughput = throughput
+        self.metrics = metrics  # names of those shown
         self.last_step = 0  # at which an interval was completed
         self._loss = torch.zeros(())  # sum over the interval's batches, on their device
         self._batches = 0
@@ -78,7 +79,7 @@ class IntervalLine(Callback):
         words = [f"step {trainer.global_step}/{trainer.max_steps}"]
         words.append(f"mean loss {float(self._loss) / self._batches:.4f}")
         self._batches = 0
-        for name in ("val/mAP@10", "val/mAR@10"):
+        for name in self.metrics:
             if name in metrics:
                 words.append(f"{name} {float(metrics[name]):.4f}")
         words.append(f"{_three_digits(self.throughput.recent().get('samples_per_second', 0.0))} samples/s")

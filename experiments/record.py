@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from experiments import machine, scoreboard
+from experiments import machine
 from experiments.config import Composition, dump
-from experiments.graph_picture import write_graph
-from experiments.runs import SAME_FILE, RunFolder, atomic, config_hash, git_state, write_json, write_text
-
-SPLITS = ("val", "test")
+from experiments.runs import RunFolder, config_hash, git_state, write_json, write_text
 
 
 class Outcome(NamedTuple):
@@ -22,7 +16,7 @@ class Outcome(NamedTuple):
     composition: Composition
     engine: Any  # experiments.engine.Engine
     command: str
-    results: dict[str, Any]  # split -> SplitResult
+    results: dict[str, Any]  # split -> what the task's evaluation found
     untrained: dict[str, Any] | None  # the same before training, where there was training
 
 
@@ -30,20 +24,20 @@ class Outcome(NamedTuple):
 FROM_TRAINING = (
     *("command", "steps", "parameters", "train_seconds", "skipped", "git", "hardware", "config_hash", "run_id"),
 )
-TIMED = ("samples_per_second", "throughput", "embedding_ms_per_item", "same_seconds")
+TIMED = ("samples_per_second", "throughput")
 
 
 def assemble(outcome: Outcome, training: dict[str, Any]) -> dict[str, Any]:
-    """The content of metrics.json; also writes rankings, per-query scores and the picture of the entity graph.
+    """The content of metrics.json; what the task writes beside it is written too.
 
     Rank zero's numbers, any rank may call.
 
     Args:
-        training: What the training said about itself (`FROM_TRAINING`, floors of the untrained model); may be empty.
+        training: What the training said about itself (`FROM_TRAINING`, `TIMED`, what the task needs); may be empty.
     """
     from experiments.progress import trained_parameters
 
-    composition, engine, results = outcome.composition, outcome.engine, outcome.results
+    composition, engine = outcome.composition, outcome.engine
     record: dict[str, Any] = {
         "run_id": outcome.run.run_id,
         "experiment": composition.experiment,
@@ -53,7 +47,8 @@ def assemble(outcome: Outcome, training: dict[str, Any]) -> dict[str, Any]:
         "seed": composition.seed,
         "git": git_state(),
         "config_hash": config_hash(composition),
-        "metric_version": "official",
+        "task": composition.task.name,
+        "metric_version": composition.task.metric_version,
         "command": outcome.command,
         "hardware": hardware(engine.trainer),
         "steps": 0,
@@ -61,97 +56,11 @@ def assemble(outcome: Outcome, training: dict[str, Any]) -> dict[str, Any]:
         "train_seconds": 0.0,
         "samples_per_second": None,
         "throughput": {},
-        "embedding_ms_per_item": results["test"].embedding_ms_per_item,
-        "same_seconds": round(results["test"].same.seconds, 3) if results["test"].same else None,
         "skipped": {f"build/{reason}": n for reason, n in composition.data.skipped().items()},
     }
     record |= {key: training[key] for key in (*FROM_TRAINING, *TIMED) if key in training}
-    record["unscorable"] = results["test"].unscorable
-    record["unscorable_val"] = results["val"].unscorable
-    record["feature"] = results["test"].features["product"]
-    record["features"] = results["test"].features
-    if results["test"].reranked:
-        depth, cost = outcome.engine.evaluation.rerank, results["test"].reranked
-        record["rerank"] = {"depth": depth, "pairs": cost.pairs, "seconds": round(cost.seconds, 3)}
-        record["rerank"]["command"] = outcome.command  # an evaluation's own, where training did not re-rank
-    record |= {"val": {}, "test": {}, "floors": {}, "intervals": {}}
-    if machine.rank() == 0:
-        for split in SPLITS:
-            _add_split(record, outcome, split, training)
-        _add_same_product(record, outcome, training)
-        write_graph(outcome.run.graph, engine.model, engine.data)
+    composition.task.add_results(record, outcome, training)
     return record
-
-
-def _add_split(record: dict[str, Any], outcome: Outcome, split: str, training: dict[str, Any]) -> None:
-    from experiments.floors import caption_floors
-
-    result, folder = outcome.results[split], outcome.run.rankings
-    floors, floor_scores = caption_floors(outcome.engine.data, split, outcome.engine.evaluation.ks)
-    per_query = {**result.per_query, **floor_scores}
-    if outcome.untrained:
-        before = outcome.untrained[split]
-        floors["untrained"] = before.metrics
-        own = {key: score for key, score in before.per_query.items() if "/" not in key}
-        per_query |= {f"untrained/{key}": score for key, score in own.items()}
-    elif "untrained" in training.get("floors", {}).get(split, {}):
-        floors["untrained"] = training["floors"][split]["untrained"]
-        per_query |= _stored_untrained(folder / f"{split}.npz", result.ranking.query_ids)
-    record[split] = result.metrics
-    record["floors"][split] = floors
-    record["intervals"][split] = scoreboard.intervals(per_query)
-
-    _write_ranking(folder, split, result.ranking, per_query)
-
-
-def _add_same_product(record: dict[str, Any], outcome: Outcome, training: dict[str, Any]) -> None:
-    """The identical-product task of the test split; val's, in its curves, has the same gallery and so the same queries.
-
-    Floors and intervals stand beside those of the other task, lists and per-query scores in files of their own.
-    """
-    from experiments.floors import same_product_floors
-    from retrieval.same_product import CUT_OFFS
-
-    same, folder = outcome.results["test"].same, outcome.run.rankings
-    if same is None:
-        return
-    queries = same.ranking.query_ids
-    record["same"] = {"queries": len(queries), "left_out": same.left_out}
-    gallery = outcome.engine.data.eval_splits("test")[1]
-    floors, floor_scores = same_product_floors(outcome.engine.data, gallery, queries, CUT_OFFS)
-    for name, metrics in floors.items():
-        record["floors"]["test"][name] |= metrics
-    per_query = {**same.per_query, **floor_scores}
-    before = outcome.untrained["test"].same if outcome.untrained else None
-    if before is not None:
-        own = {key: score for key, score in before.per_query.items() if key.startswith("same/")}
-        per_query |= {f"untrained/{key}": score for key, score in own.items()}
-    elif "untrained" in training.get("floors", {}).get("test", {}):
-        per_query |= _stored_untrained(folder / f"{SAME_FILE}.npz", queries)
-    found = scoreboard.intervals(per_query, scoreboard.SAME_COLUMNS, scoreboard.SAME_SAMPLES)
-    for rival, of_metric in found.items():
-        record["intervals"]["test"].setdefault(rival, {}).update(of_metric)
-    _write_ranking(folder, SAME_FILE, same.ranking, per_query)
-
-
-def _write_ranking(folder: Path, name: str, ranking: Any, per_query: dict[str, Any]) -> None:
-    from retrieval.official_lists import write_ranking
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic(folder / f"{name}.txt") as temporary:
-        write_ranking(ranking, temporary)
-    with atomic(folder / f"{name}.npz") as temporary:
-        np.savez_compressed(temporary, query_ids=np.asarray(ranking.query_ids, dtype=str), **per_query)
-
-
-def _stored_untrained(file: Any, query_ids: np.ndarray) -> dict[str, np.ndarray]:
-    """Per-query scores of the untrained model from an earlier record of the same queries."""
-    if not file.is_file():
-        return {}
-    with np.load(file, allow_pickle=False) as stored:
-        if not np.array_equal(stored["query_ids"], np.asarray(query_ids, dtype=str)):
-            return {}
-        return {key: stored[key] for key in stored.files if key.startswith("untrained/")}
 
 
 def write_results(run: RunFolder, record: dict[str, Any]) -> None:
@@ -164,6 +73,7 @@ def write_config(run: RunFolder, composition: Composition, config: dict[str, Any
     if machine.rank() == 0:
         about = {
             "experiment": composition.experiment,
+            "task": composition.task.name,
             "scale": composition.scale,
             "data": composition.data.name,
             "data_hash": composition.data.data_hash,

@@ -81,9 +81,7 @@ def run_command(command: str, description: str, words: list[str]) -> int | None:
         print(config.dump(composition.config), end="")
         return 0
     if command == "predict":
-        from experiments.evaluate import predict
-
-        predict(composition, Path(options.runs), options.ckpt_path)
+        composition.task.predict(composition, Path(options.runs), options.ckpt_path)
         return 0
     if command != "fit":
         from experiments.evaluate import show_split
@@ -101,7 +99,6 @@ def run_command(command: str, description: str, words: list[str]) -> int | None:
 
 def fit(composition: Any, run: Any, command: str) -> dict[str, Any]:
     """Train unless that is done already, and print the table either way."""
-    from experiments import scoreboard
     from experiments.announce import announce
     from experiments.output import note, say
     from experiments.run_lock import opened
@@ -110,14 +107,14 @@ def fit(composition: Any, run: Any, command: str) -> dict[str, Any]:
     say(about)  # before torch is imported, so that a wrong layer is seen at once
     record = run.finished()
     if record:
-        say(f"finished already: {run.metrics} (--fresh trains again)\n{scoreboard.render(record)}")
+        say(f"finished already: {run.metrics} (--fresh trains again)\n{composition.task.render(record)}")
     else:
         with opened(run):
             from experiments.train import train
 
             note(f"{command}\n{about}")
             record = train(composition, run, command)
-            say(scoreboard.render(record))
+            say(composition.task.render(record))
     say(f"numbers    {run.metrics}\ncheckpoint {run.best}\nreport     make report RUN={run.root}")
     return record
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments import schema
-from experiments.config import FIXED_CLASSES, HOME, Composition
+from experiments.config import HOME, Composition
 from experiments.errors import UsageError, nearest
 
 # Of the trainer only what changes the numbers; of the data everything but these.
@@ -109,7 +109,7 @@ def config_hash(composition: Composition, extra: dict[str, Any] | None = None) -
         identity[section] = [class_path, schema.differing(arguments, class_path)]
         if section == "model" and "num_entities" in schema.signature(class_path):
             identity["entities"] = composition.data.entities_hash
-    for section, class_path in FIXED_CLASSES.items():
+    for section, class_path in composition.task.fixed_classes.items():
         values = {k: v for k, v in config.get(section, {}).items() if k not in NOT_IDENTITY.get(section, set())}
         if section == "trainer":
             values = {k: v for k, v in values.items() if k in TRAINER_KEYS}

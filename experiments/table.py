@@ -14,7 +14,8 @@ With `base: <label>` the rows are also compared with one of them, paired by seed
 columns by `costs: true` (parameters, time to train, time to embed), and per row by `own_feature: <candidate>` (the
 paper's own retrieval feature) and `published: {mAP@10: 0.5}`, which wants a `published_source`. `blocks: false` leaves
 out the rows' own blocks and shows the base row's floors in the comparison instead. `columns: [mAP@10, same/mAP@10]`
-chooses the metrics, also of the identical-product task.
+chooses the metrics, also of the identical-product task. Runs whose queries were also read by instance
+(`set: {data.instances: [detected, "true"]}`) have a row in their block for each other level.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 
 from experiments.errors import UsageError
 from experiments.runs import git_state
-from experiments.scoreboard import ROWS, is_product_itself
+from experiments.scoreboard import LEVELS, ROWS, is_product_itself
 from experiments.table_cells import NOTHING, SPLIT, against_own, metric
 from experiments.table_comparison import comparison, head
 from experiments.table_rows import Row, group_runs, read_plan
@@ -54,8 +55,9 @@ def _block(row: Row, columns: Sequence[str]) -> str:
         return f"{head(row)}\n"
     lines = [head(row), "", "| | " + " | ".join(f"{column} | product − this [95 %]" for column in columns) + " |"]
     lines.append("|---|" + "---:|---:|" * len(columns))
-    for label, prefix in ROWS.items():
-        if all(is_product_itself(record, prefix) for record in row.records):
+    levels = {label: f"{name}/" for name, label in LEVELS.items()}
+    for label, prefix in {**ROWS, **levels}.items():
+        if label in ROWS and all(is_product_itself(record, prefix) for record in row.records):
             continue
         cells = []
         for column in columns:

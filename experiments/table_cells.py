@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments.runs import SAME_FILE, RunFolder
-from experiments.scoreboard import value_of
+from experiments.scoreboard import interval_of, value_of
 from experiments.table_rows import Row
 from retrieval.significance import paired_bootstrap
 
@@ -34,9 +34,8 @@ def metric(row: Row, prefix: str, column: str) -> str:
 
 def against_own(row: Row, prefix: str, column: str) -> str:
     """The row's product feature minus one of its floors or modalities."""
-    if len(row.records) == 1:
-        stored = row.records[0].get("intervals", {}).get(SPLIT, {}).get(prefix.rstrip("/"), {}).get(column)
-        return _shown(stored) if stored else NOTHING
+    if len(row.records) == 1 and (stored := interval_of(row.records[0], SPLIT, prefix, column)):
+        return _shown(stored)
     return _paired([(_scores(run, column), _scores(run, prefix + column)) for run in row.runs])
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from experiments.scoreboard import ROWS, value_of, weights
+from experiments.scoreboard import LEVELS, ROWS, value_of, weights
 from experiments.table_cells import NOTHING, SPLIT, against_base, against_own, mean_std, metric
 from experiments.table_rows import Plan, Row
 
@@ -134,7 +134,10 @@ def head(row: Row) -> str:
     features = sorted({str(record.get("feature")) for record in row.records})
     seeds = ", ".join(str(record["seed"]) for record in row.records)
     random = weights(row.records[0])
+    by_instance = [record["level"] for record in row.records if record.get("instances")]
+    level = f"; product feature of: {', '.join(sorted({LEVELS[name] for name in by_instance}))}" if by_instance else ""
     text = (
-        f"**{row.label}{random}** (n = {len(row.records)}, seed {seeds}; feature chosen on val: {', '.join(features)})"
+        f"**{row.label}{random}** (n = {len(row.records)}, seed {seeds}; feature chosen on val: "
+        f"{', '.join(features)}{level})"
     )
     return text + (f"; {row.missing} run(s) missing" if row.missing else "")

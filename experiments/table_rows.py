@@ -12,6 +12,7 @@ from experiments.config import HOME, Loader, compose
 from experiments.errors import UsageError, nearest
 from experiments.runs import RunFolder, open_run, read_metrics, run_folder
 from experiments.scoreboard import COLUMNS
+from experiments.tasks import DEFAULT_TASK, task_of
 
 KEYS = (
     "title",
@@ -26,8 +27,8 @@ KEYS = (
     "blocks",
     "columns",
 )
-# mAR there is none of in the identical-product task, which has cut-offs of its own.
-COLUMN = re.compile(r"(mAP|mAR|Prec)@[1-9]\d*|same/(mAP|Prec)@(1|5|10)")
+# In the identical-product task, which has cut-offs of its own, a query has one product: no mAR, no coverage.
+COLUMN = re.compile(r"(mAP|mAR|Prec|coverage)@[1-9]\d*|same/(mAP|Prec)@(1|5|10)")
 ROW_KEYS = ("label", "experiment", "data", "scale", "seeds", "set", "published", "own_feature")
 
 
@@ -60,6 +61,7 @@ def group_runs(paths: list[Path]) -> Plan:
     for path in paths:
         run = open_run(path)
         record = read_metrics(run)
+        _check_task(record, path)
         key = tuple(str(record.get(name)) for name in ("experiment", "data", "scale", "config_hash"))
         row = groups.setdefault(key, Row(f"{key[0]} on {key[1]}, scale {key[2]}", [], []))
         if record["seed"] in [other["seed"] for other in row.records]:
@@ -126,7 +128,7 @@ def _check_keys(content: Any, known: tuple[str, ...], file: Path) -> None:
 
 def _check_columns(columns: Any, file: Path) -> None:
     """A misspelt metric would be a column of dashes, which reads as missing runs."""
-    wanted = "a list of metrics such as mAP@10, mAR@10 or same/mAP@10"
+    wanted = "a list of metrics such as mAP@10, mAR@10, coverage@10 or same/mAP@10"
     if not isinstance(columns, list) or not columns or len(set(map(str, columns))) < len(columns):
         raise UsageError(f"{file}: columns: expected {wanted}, each once; got {columns!r}")
     for column in columns:
@@ -157,10 +159,16 @@ def _find_runs(entry: dict[str, Any], file: Path) -> Row:
         if record is None:
             missing += 1
             continue
+        _check_task(record, run.root)
         row.runs.append(run)
         row.records.append(record)
     _check_own_feature(row, file)
     return row._replace(missing=missing)
+
+
+def _check_task(record: dict[str, Any], where: Path) -> None:
+    if task_of(record).name != DEFAULT_TASK:
+        raise UsageError(f"{where}: {record['task']} runs have no retrieval metrics, so they fit into no table")
 
 
 def _check_own_feature(row: Row, file: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from experiments import machine, scoreboard, wandb_logger
+from experiments import machine, wandb_logger
 from experiments.config import Composition
 from experiments.engine import Engine, build
 from experiments.evaluate import measure
@@ -27,11 +27,11 @@ def train(composition: Composition, run: RunFolder, command: str) -> dict[str, A
     """
     machine.check_devices(composition.config["trainer"])
     resume = run.last if run.last.is_file() else None
-    engine = build(composition.config, run)
+    engine = build(composition, run)
     _check(engine)
     engine.trainer.loggers = _loggers(composition, run, resume)  # only now: a refused run leaves none behind
     write_config(run, composition, engine.config)
-    untrained = _before_training(engine, again=resume is not None)
+    untrained = _before_training(engine, again=resume is not None) if composition.task.has_untrained_floor else None
     if resume:
         say(f"going on from {resume}")
     engine.trainer.fit(engine.model, datamodule=engine.data, ckpt_path=resume, weights_only=True)
@@ -39,7 +39,8 @@ def train(composition: Composition, run: RunFolder, command: str) -> dict[str, A
     record = _record(composition, run, engine, command, untrained, best)
     if machine.rank() == 0:
         write_results(run, record)
-        _to_loggers(engine, run, record)
+        composition.task.log_results(engine, run, record)
+        wandb_logger.close(engine.trainer.loggers)
     return record
 
 
@@ -69,14 +70,15 @@ def _before_training(engine: Engine, again: bool) -> dict[str, Any]:
     with isolate_rng():
         results = measure(engine, None)
     if machine.rank() == 0 and not again:  # a run that goes on has this in its curves
-        shown = {f"val/{key}": results["val"].metrics[key] for key in ("mAP@10", "mAR@10")}
+        metrics = engine.task.numbers(results, "val")[1]
+        shown = {key: metrics[key] for key in engine.task.interval_metrics}
         for logger in engine.trainer.loggers:
             logger.log_metrics(shown, step=0)
     return results
 
 
 def _best(engine: Engine, run: RunFolder) -> Path:
-    """The best checkpoint by val/mAP@10; where no interval was completed, the weights as they are."""
+    """The best checkpoint by `checkpoint.monitor`; where no interval was completed, the weights as they are."""
     steps = engine.trainer.global_step
     if not engine.checkpoint.best_model_path:
         say(
@@ -89,12 +91,17 @@ def _best(engine: Engine, run: RunFolder) -> Path:
         left = steps - engine.interval_line.last_step
         say(f"the last {left} steps fill no interval and were not evaluated (data.steps_per_epoch)")
     best = torch.load(run.best, map_location="cpu", weights_only=True, mmap=True)["global_step"]
-    say(f"tested: step {best} of {steps}, best on val")
+    say(f"tested: step {best} of {steps}, best by {engine.checkpoint.monitor}")
     return run.best
 
 
 def _record(
-    composition: Composition, run: RunFolder, engine: Engine, command: str, untrained: dict[str, Any], best: Path
+    composition: Composition,
+    run: RunFolder,
+    engine: Engine,
+    command: str,
+    untrained: dict[str, Any] | None,
+    best: Path,
 ) -> dict[str, Any]:
     steps = engine.trainer.global_step
     training = {f"training/{reason}": n for reason, n in all_skipped(engine.trainer).items()}
@@ -111,16 +118,3 @@ def _record(
     }
     say("skipped samples: " + (", ".join(f"{reason} {n}" for reason, n in sorted(skipped.items())) or "none"))
     return assemble(Outcome(run, composition, engine, command, results, untrained), about)
-
-
-def _to_loggers(engine: Engine, run: RunFolder, record: dict[str, Any]) -> None:
-    """Final test numbers and a look at some queries; the run is safe on disk by now."""
-    final = {f"test/{key}": value for key, value in record["test"].items()}
-    for floor, metrics in record["floors"]["test"].items():
-        shown = [*scoreboard.COLUMNS, *(key for key in scoreboard.SAME_COLUMNS if key in metrics)]
-        final |= {f"test/floor/{floor}/{key}": metrics[key] for key in shown}
-    for logger in engine.trainer.loggers:
-        logger.log_metrics(final, step=record["steps"])
-    wandb_logger.show_hits(engine.trainer.loggers, engine.data, engine.evaluation.results["test"])
-    wandb_logger.show_graph(engine.trainer.loggers, run)
-    wandb_logger.close(engine.trainer.loggers)

@@ -15,6 +15,7 @@ _EXPORTS = {
     "LXMERT": "lightning_modules.lxmert",
     "ImageOnly": "lightning_modules.image_only",
     "TextOnly": "lightning_modules.text_only",
+    "InstanceDetector": "lightning_modules.instance_detector",
     "RetrievalModule": "lightning_modules.retrieval_module",
     "ModelError": "lightning_modules.errors",
 }

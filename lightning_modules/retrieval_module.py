@@ -24,10 +24,10 @@ from lightning_modules.errors import ModelError, is_unknown
 from lightning_modules.example_batch import example_batch
 from lightning_modules.layers.whitening import Whitening
 from lightning_modules.objectives.draws import Draws
-from lightning_modules.optim import adamw, linear_warmup_decay, parameter_groups
+from lightning_modules.trained_module import TrainedModule
 
 
-class RetrievalModule(lightning.LightningModule, ABC):
+class RetrievalModule(TrainedModule, ABC):
     """A model that maps image-caption pairs to unit vectors. A new method is one subclass with three methods.
 
     A subclass writes
@@ -43,23 +43,16 @@ class RetrievalModule(lightning.LightningModule, ABC):
     Args:
         retrieval_feature: Which candidate is the product embedding; "auto" takes the one with the highest val/mAP@10 at
             that evaluation (never chosen on test), and likewise for each modality, so that it is compared at its best.
-        lr: Peak learning rate.
-        weight_decay: Decoupled decay of matrices; vectors (biases, norms) are not decayed.
-        warmup_fraction: Share of `max_steps` with linear warm-up; then linear decay to 0.
-        pretrained_lr_scale: Factor on `lr` for weights that came from a checkpoint.
-        betas, adam_eps: AdamW's.
+        lr, weight_decay, warmup_fraction, pretrained_lr_scale, betas, adam_eps: As TrainedModule's.
     """
 
     candidate_features: tuple[str, ...] = ()
     modalities: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # "image", "text" -> candidates of that modality alone
     tasks: Mapping[str, float] = MappingProxyType({"": 1.0})  # task -> how often a step trains it, in proportion
     whitening_samples: int = 0  # training pictures the whitening is learned from
-    pretrained_prefixes: tuple[str, ...] = ()
     uses_in_batch_negatives = True  # a contrast: more negatives are another objective
     starts_trained = False  # the weights it is built with can rank, nothing trained: those of a pretrained network
     compares_samples = True  # some objective needs a second sample in the batch
-    flops_per_sample = 0.0  # of a training step, forward and backward; counted when training is set up
-    _copy_stream: torch.cuda.Stream | None = None
     _idle: Sequence[nn.Parameter] = ()  # parameters that the current step's task does not train
 
     def __init__(
@@ -72,7 +65,7 @@ class RetrievalModule(lightning.LightningModule, ABC):
         betas: tuple[float, float] = (0.9, 0.999),
         adam_eps: float = 1e-6,
     ) -> None:
-        super().__init__()
+        super().__init__(lr, weight_decay, warmup_fraction, pretrained_lr_scale, betas, adam_eps)
         if retrieval_feature not in (*self.candidate_features, "auto"):
             raise is_unknown("model.retrieval_feature", retrieval_feature, ("auto", *self.candidate_features))
         self.retrieval_feature = retrieval_feature
@@ -80,12 +73,6 @@ class RetrievalModule(lightning.LightningModule, ABC):
         self.selected_features = {name: names[0] for name, names in self.modalities.items()} | {"product": product}
         self.whitening = nn.ModuleDict()  # name of a vector of `unwhitened` -> Whitening
         self._trained_by: dict[str, set[str]] = {}  # task -> names of parameters
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.warmup_fraction = warmup_fraction
-        self.pretrained_lr_scale = pretrained_lr_scale
-        self.betas = (float(betas[0]), float(betas[1]))
-        self.adam_eps = adam_eps
 
     @abstractmethod
     def input_spec(self) -> InputSpec:
@@ -174,20 +161,6 @@ class RetrievalModule(lightning.LightningModule, ABC):
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name in trained)
 
-    def transfer_batch_to_device(self, batch: ProductBatch, device: torch.device, dataloader_idx: int) -> ProductBatch:
-        """On CUDA, on a stream of its own: the copy of a batch runs beside the step before it."""
-        if device.type != "cuda":
-            return cast("ProductBatch", super().transfer_batch_to_device(batch, device, dataloader_idx))
-        self._copy_stream = self._copy_stream or torch.cuda.Stream(device)
-        with torch.cuda.stream(self._copy_stream):
-            moved = cast("ProductBatch", super().transfer_batch_to_device(batch, device, dataloader_idx))
-        computing = torch.cuda.current_stream(device)
-        computing.wait_stream(self._copy_stream)
-        for tensor in moved:
-            if tensor is not None:
-                tensor.record_stream(computing)  # else its memory could be given away while the step still reads it
-        return moved
-
     def training_step(self, batch: ProductBatch, batch_idx: int) -> Tensor:
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         # A step that accumulates gradients trains one task, and masks each of its batches in another way.
@@ -217,9 +190,6 @@ class RetrievalModule(lightning.LightningModule, ABC):
     def predict_step(self, batch: ProductBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         return self.encode(batch)
 
-    def on_fit_start(self) -> None:
-        self.check_training(self.trainer, getattr(getattr(self.trainer, "datamodule", None), "batch_size", None))
-
     def check_training(self, trainer: lightning.Trainer, batch_size: int | None) -> None:
         """Raise `ModelError` if the objectives cannot be trained so; `batch_size` of a process, None = unknown."""
         if self.uses_in_batch_negatives and trainer.accumulate_grad_batches != 1:
@@ -232,45 +202,6 @@ class RetrievalModule(lightning.LightningModule, ABC):
                 "data.batch_size=1: matching and contrast compare a sample with others of its batch, so "
                 "data.batch_size × processes must be at least 2"
             )
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """By the norm over all parameters, or by value.
-
-        Here, because Lightning refuses fused optimisers under every mixed precision, though bf16 scales nothing.
-        """
-        if not gradient_clip_val:
-            return
-        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
-            raise ModelError(
-                "trainer.precision=16-mixed: gradients are unscaled inside the fused optimiser and cannot be clipped "
-                "before; use bf16-mixed, or trainer.gradient_clip_val=0"
-            )
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        if gradient_clip_algorithm == "value":
-            nn.utils.clip_grad_value_(parameters, gradient_clip_val)
-        else:
-            nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
-
-    def configure_optimizers(self) -> Any:
-        if self.trainer.max_steps < 1:
-            raise ModelError("trainer.max_steps must be set: schedules count steps, not epochs")
-        groups = parameter_groups(self, self.lr, self.weight_decay, self.pretrained_prefixes, self.pretrained_lr_scale)
-        optimizer = adamw(groups, self.betas, self.adam_eps)
-        schedule = linear_warmup_decay(optimizer, self.trainer.max_steps, self.warmup_fraction)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As torch's; weights that do not fit raise one `ModelError` that names the first of them."""
-        try:
-            return super().load_state_dict(state_dict, strict, assign)
-        except RuntimeError as problem:
-            reasons = [line.strip() for line in str(problem).splitlines()[1:]] or [str(problem)]
-            raise ModelError(f"the weights do not fit this {type(self).__name__}: {reasons[0]}") from None
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write weights (safetensors) and constructor arguments (JSON) to a folder."""

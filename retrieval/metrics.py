@@ -1,9 +1,11 @@
 """Instance-level retrieval metrics: the official definition, its first published variant, and the textbook one.
 
 All are means over queries of scores in [0, 1]; `per_query_scores` gives the scores, for bootstraps and examples.
-mAP and Prec do not reward covering all products of a query; mAR does: show both.
+mAP and Prec do not reward covering all products of a query; mAR does, and coverage asks nothing else: show them
+together.
 
-Source: the evaluation scripts of the Product1M release (official) and of VIMER-UMS (textbook).
+Source: the evaluation scripts of the Product1M release (official) and of VIMER-UMS (textbook); coverage is this
+project's own and the same number under every protocol.
 """
 
 from __future__ import annotations
@@ -49,7 +51,8 @@ def official_metrics(
     With L the query's label multiset, pos its gallery items (again for each repeat of a label), r the list and
     k = min(N, |pos|, |r|): AP@N = sum over hit ranks i <= k of (hits so far / i) / hits within k; Prec@N = hits
     within k / k; AR@N = mean over distinct labels c of min(got, expected) / expected, expected(c) = int(N / |L|) for
-    each mention of c, at most the gallery items of c, and got(c) counted within the first N.
+    each mention of c, at most the gallery items of c, and got(c) counted within the first N. Beside them, not official:
+    coverage@N = share of the distinct labels with got(c) >= 1.
 
     Args:
         query_labels: per query its labels, repeats kept. gallery_labels: per item; its first label counts.
@@ -57,7 +60,8 @@ def official_metrics(
         version: "official", or "official-2022-04-20", whose AR keeps only the label retrieved last, still divided by
             the number of distinct labels (published mAR may be this one: a perfect ranking scores about 0.44).
 
-    Returns: "mAP@N", "mAR@N", "Prec@N" for each N, as fractions; a query that cannot be scored counts as 0.
+    Returns: "mAP@N", "mAR@N", "Prec@N", "coverage@N" for each N, as fractions; a query that cannot be scored counts
+        as 0.
 
     Raises: RetrievalError on an unknown version, no queries, or labels that do not fit the ranking.
     """
@@ -119,7 +123,8 @@ def scores_of(seen: Relevance, index_QK: np.ndarray, ks: Sequence[int], protocol
         else:
             ap_Q, precision_Q = _official_ap_precision(seen, num_ranks)
             ar_Q = _official_recall(seen, num_ranks, last_label_only=protocol == "official-2022-04-20")
-        for name, score_Q in (("mAP", ap_Q), ("mAR", ar_Q), ("Prec", precision_Q)):
+        coverage_Q = _ratio((_got(seen, num_ranks) > 0).sum(1), seen.num_labels)
+        for name, score_Q in (("mAP", ap_Q), ("mAR", ar_Q), ("Prec", precision_Q), ("coverage", coverage_Q)):
             scores[f"{name}@{num_ranks}"] = np.where(seen.unscorable_Q, 0.0, score_Q)
     return QueryScores(protocol, scores, seen.unscorable_Q)
 

@@ -1,6 +1,7 @@
-"""The identical-product task (price comparison): single against single, the query's own item removed; there is no mAR.
+"""The identical-product task (price comparison): single against single, the query's own item removed.
 
-Queries are the gallery's own items, each ranked against the gallery without itself.
+Queries are the gallery's own items, each ranked against the gallery without itself. Each has one product, so there is
+neither mAR nor coverage of several.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ def same_product_scores(
         unscorable_Q=seen.unscorable_Q | lonely_Q, stock_QL=others_QL if protocol == "textbook" else seen.stock_QL
     )
     found = scores_of(seen, ranking.index_QK, ks, protocol)
-    return found._replace(scores={key: score for key, score in found.scores.items() if not key.startswith("mAR")})
+    scores = {key: score for key, score in found.scores.items() if key.startswith(("mAP", "Prec"))}
+    return found._replace(scores=scores)
 
 
 def same_product_metrics(

@@ -31,8 +31,8 @@ def score_files(
             item of its label cannot be scored.
 
     Returns: "protocol", "queries" (lines scored), "unscorable", "missing" (queries without a line), "unknown_queries"
-        and "unknown_items" (ids that the annotation files do not have), then "mAP@N", "mAR@N", "Prec@N" for N = 10,
-        50, 100 as fractions; with `same` "same/mAP@N" and "same/Prec@N" for N = 1, 5, 10.
+        and "unknown_items" (ids that the annotation files do not have), then "mAP@N", "mAR@N", "Prec@N",
+        "coverage@N" for N = 10, 50, 100 as fractions; with `same` "same/mAP@N" and "same/Prec@N" for N = 1, 5, 10.
 
     Raises: RetrievalError on an unknown protocol, an unreadable file (see `official_lists`), a gallery without labels,
         or files that share no query or no item.

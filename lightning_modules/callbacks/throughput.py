@@ -14,7 +14,6 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from lightning_modules.flops import autocast_dtype, matrix_product_rate
-from lightning_modules.retrieval_module import RetrievalModule
 
 
 class Step(NamedTuple):
@@ -33,7 +32,8 @@ class Throughput(Callback):
     are timed by when the host could issue the next one, which over a window is the device's own pace.
 
     `mfu`, model FLOP utilisation: operations the model needs (counted once, without recomputation) over those a large
-    matrix product of the same precision does in the same time on the same device.
+    matrix product of the same precision does in the same time on the same device. A module says what it needs in
+    `flops_per_sample`; one that does not has a utilisation of 0.
     """
 
     WINDOW_STEPS = 20
@@ -48,10 +48,9 @@ class Throughput(Callback):
         self._began = self._fetched = 0.0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        assert isinstance(pl_module, RetrievalModule)
         dtype = autocast_dtype(str(trainer.precision))
         self._rate = matrix_product_rate(pl_module.device, dtype) * trainer.world_size
-        self._flops_per_sample = pl_module.flops_per_sample
+        self._flops_per_sample = float(getattr(pl_module, "flops_per_sample", 0.0))
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int

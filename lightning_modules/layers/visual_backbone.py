@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -47,17 +49,19 @@ class ScratchBackbone(nn.Module):
         self.width = widths[-1]
         self.stem = nn.Conv2d(3, widths[0], 5, stride=2, padding=2)
         self.blocks = nn.Sequential(*(ResidualBlock(a, b) for a, b in pairwise(widths)))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                nn.init.zeros_(_bias(module))
-        _calibrate(self, _pink_noise(num_pictures=32, size_px=64))
+        calibrate_on_noise(self, self)
 
     def forward(self, pixels_B3HW: Tensor) -> Tensor:
-        map_BDHW = self.blocks(torch.relu(self.stem(pixels_B3HW)))
-        # Without normalisation inside, the scale of the output drifts by orders of magnitude; this bounds it for each
-        # picture and leaves all proportions.
-        return map_BDHW * torch.rsqrt(map_BDHW.square().mean((1, 2, 3), keepdim=True) + 1e-6)
+        return unit_scale(self.blocks(torch.relu(self.stem(pixels_B3HW))))
+
+
+def unit_scale(map_BDHW: Tensor) -> Tensor:
+    """Each picture's map at mean square 1.
+
+    Without normalisation inside, the scale of the output drifts by orders of magnitude; this bounds it for each picture
+    and leaves all proportions.
+    """
+    return map_BDHW * torch.rsqrt(map_BDHW.square().mean((1, 2, 3), keepdim=True) + 1e-6)
 
 
 def _bias(convolution: nn.Conv2d) -> Tensor:
@@ -67,8 +71,12 @@ def _bias(convolution: nn.Conv2d) -> Tensor:
 
 
 @torch.no_grad()
-def _calibrate(network: nn.Module, pixels_B3HW: Tensor) -> None:
-    """Scale and shift each convolution, in the order they run, to mean 0 and variance 1 per channel."""
+def calibrate_on_noise(network: nn.Module, run: Callable[[Tensor], object]) -> None:
+    """Draw the weights of each convolution, then scale and shift it to mean 0 and variance 1 per channel.
+
+    Args:
+        run: Runs all of the network's convolutions in their order.
+    """
 
     def standardise(module: nn.Module, _: tuple[Tensor, ...], out_BDHW: Tensor) -> Tensor:
         assert isinstance(module, nn.Conv2d)
@@ -78,8 +86,11 @@ def _calibrate(network: nn.Module, pixels_B3HW: Tensor) -> None:
         return (out_BDHW - mean_D.view(1, -1, 1, 1)) / std_D.view(1, -1, 1, 1)
 
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    for module in convolutions:
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        nn.init.zeros_(_bias(module))
     handles = [module.register_forward_hook(standardise) for module in convolutions]
-    network(pixels_B3HW)
+    run(_pink_noise(num_pictures=32, size_px=64))
     for handle in handles:
         handle.remove()
 
@@ -101,11 +112,7 @@ class TorchvisionBackbone(nn.Module):
 
     def __init__(self, name: str, weights: str | None) -> None:
         super().__init__()
-        norm = FrozenBatchNorm2d if weights else _group_norm
-        net = get_model(name, weights=None, norm_layer=norm)
-        if weights:
-            # strict: a checkpoint of another architecture must not load half-way; the head is dropped afterwards
-            net.load_state_dict(_read_weights(name, weights), strict=True)
+        net = build_resnet(name, weights)
         self.width = net.fc.in_features
         self.body = nn.Sequential(
             net.conv1, net.bn1, net.relu, net.maxpool, net.layer1, net.layer2, net.layer3, net.layer4
@@ -113,6 +120,15 @@ class TorchvisionBackbone(nn.Module):
 
     def forward(self, pixels_B3HW: Tensor) -> Tensor:
         return self.body(pixels_B3HW)
+
+
+def build_resnet(name: str, weights: str | None) -> Any:
+    """A torchvision ResNet with its head; frozen batch norm with weights (a name or a file), group norm without."""
+    net = get_model(name, weights=None, norm_layer=FrozenBatchNorm2d if weights else _group_norm)
+    if weights:
+        # strict: a checkpoint of another architecture must not load half-way; users of a part take it afterwards
+        net.load_state_dict(_read_weights(name, weights), strict=True)
+    return net
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:

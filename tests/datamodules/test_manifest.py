@@ -31,6 +31,7 @@ def _manifest() -> Manifest:
         "regions": None,
         "near_duplicates": {},
         "entities": None,
+        "region_sets": {},
         "data_hash": "0" * 16,
     }
 

@@ -20,7 +20,8 @@ from datamodules.batch import InputSpec
 from datamodules.batching import BatchMaker
 from datamodules.errors import DataError
 from datamodules.manifest import ShardEntry, read_manifest
-from datamodules.shards import Delivery, EvaluationStream, Failure, Place, TrainStream, read_range, read_shard
+from datamodules.shard_reader import read_range, read_shard
+from datamodules.shards import Delivery, EvaluationStream, Failure, Place, TrainStream
 from datamodules.transforms import Jitter
 from datamodules.write_shards import build
 from tests.datamodules.tiny_catalogue import TinyCatalogue

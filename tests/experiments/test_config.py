@@ -256,3 +256,74 @@ def test_an_experiments_block_applies_to_its_experiment_only(
 def test_a_dumped_configuration_reads_back(folder: Path) -> None:
     composed = compose(folder, "--model.lr=3e-5")
     assert yaml.load(config.dump(composed.config), config.Loader) == composed.config
+
+
+def test_a_task_part_lies_below_the_experiments_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text(
+        "trainer: {max_steps: 1, min_steps: 1}\n"
+        "tasks: {retrieval: {trainer: {max_steps: 2}}, detection: {trainer: {max_steps: 3}}}\n"
+        "experiments: {mine: {trainer: {max_steps: 4}}}\n"
+    )
+    monkeypatch.setattr(config, "experiments", lambda: {"mine": overlay, "other": overlay})
+    assert config._overlay(overlay, "mine", "detection") == {"trainer": {"max_steps": 4, "min_steps": 1}}
+    assert config._overlay(overlay, "other", "detection") == {"trainer": {"max_steps": 3, "min_steps": 1}}
+    assert config._overlay(overlay, "other") == {"trainer": {"max_steps": 2, "min_steps": 1}}
+    overlay.write_text("tasks: {retrival: {}}\n")
+    with pytest.raises(UsageError, match=r"tasks\.retrival: unknown task, did you mean 'retrieval'"):
+        config._overlay(overlay, "mine")
+    overlay.write_text("task: detection\n")
+    with pytest.raises(UsageError, match="an overlay may not change the task"):
+        config._overlay(overlay, "mine")
+
+
+def test_the_checkpoint_of_a_detector_is_chosen_by_pasted_pictures(folder: Path) -> None:
+    detector = config.compose("detector", str(folder), "tiny", None, [])
+    assert detector.task.name == "detection"
+    assert "task" not in detector.config
+    assert detector.config["checkpoint"]["monitor"] == "pasted/recall@10/IoU75"
+    assert "retrieval_feature" not in detector.config["model"]["init_args"]
+    capture = compose(folder)
+    assert capture.task.name == "retrieval"
+    assert capture.config["checkpoint"]["monitor"] == "val/mAP@10"
+    assert capture.config["model"]["init_args"]["retrieval_feature"] == "auto"
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("--graph_refresh.every=2", "unknown key graph_refresh.every"),
+        ("--evaluation.rerank=5", "unknown key evaluation.rerank"),
+        ("--task=retrieval", "stands in its file"),
+    ],
+)
+def test_a_detector_has_no_keys_of_retrieval(folder: Path, setting: str, message: str) -> None:
+    with pytest.raises(UsageError) as problem:
+        config.compose("detector", str(folder), "tiny", None, [setting])
+    assert message in str(problem.value)
+
+
+def test_an_unknown_task_is_answered_with_the_nearest(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("task: detecton\nmodel: {class_path: lightning_modules.CLIP}\n")
+    monkeypatch.setattr(config, "experiments", lambda: {"mine": file})
+    with pytest.raises(UsageError, match="unknown task 'detecton': did you mean 'detection'"):
+        config.compose("mine", str(folder), "tiny", None, [])
+
+
+def test_an_experiment_that_names_no_task_gets_what_is_retrievals(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "experiments"
+    for file in config.HOME.rglob("*.yaml"):
+        copy = home / file.relative_to(config.HOME)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(file.read_text())
+    mine = "model: {class_path: lightning_modules.CAPTURE}\ndata: {class_path: datamodules.Product1M}\n"
+    (home / "mine.yaml").write_text(mine)
+    monkeypatch.setattr(config, "HOME", home)
+    composed = config.compose("mine", str(folder), "tiny", None, [])
+    assert composed.config["model"]["init_args"]["retrieval_feature"] == "auto"
+    assert composed.config["evaluation"] == {"ks": [10, 50, 100], "depth": 100}

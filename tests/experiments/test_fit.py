@@ -60,7 +60,10 @@ def test_the_folder_is_complete(run: Path, record: dict) -> None:
 
 def test_both_splits_have_the_metrics_and_their_floors(record: dict) -> None:
     wanted = [
-        f"{prefix}{name}@{k}" for prefix in ("", "textbook/") for name in ("mAP", "mAR", "Prec") for k in (10, 50)
+        f"{prefix}{name}@{k}"
+        for prefix in ("", "textbook/")
+        for name in ("mAP", "mAR", "Prec", "coverage")
+        for k in (10, 50)
     ]
     for split in ("val", "test"):
         assert set(wanted) <= set(record[split])
@@ -126,7 +129,7 @@ def test_score_equals_the_metrics(
         assert main([*words, *more]) == 0
         scored = json.loads(capsys.readouterr().out)
         assert scored == json.loads(out.read_text())
-        for key in ("mAP@10", "mAR@10", "Prec@10", "mAP@100", "mAR@100", "Prec@100"):
+        for key in (f"{name}@{k}" for name in ("mAP", "mAR", "Prec", "coverage") for k in (10, 100)):
             assert scored[key] == pytest.approx(record["test"][prefix + key], abs=1e-12)
         assert scored["unscorable"] == record["unscorable"]
 
@@ -176,7 +179,7 @@ def test_eval_equals_training_to_the_last_digit(run: Path, record: dict, capsys:
     assert {key: again[key] for key in CONTRACT_KEYS} == {key: record[key] for key in CONTRACT_KEYS}
 
 
-def test_a_run_recorded_without_the_identical_product_is_evaluated_with_it(
+def test_a_run_recorded_without_the_identical_product_and_coverage_is_evaluated_with_them(
     run: Path, record: dict, tmp_path: Path
 ) -> None:
     copy = tmp_path / run.name
@@ -184,7 +187,7 @@ def test_a_run_recorded_without_the_identical_product_is_evaluated_with_it(
     old = json.loads((copy / "metrics.json").read_text())
     del old["same"]
     for numbers in (old["val"], old["test"], *old["floors"]["test"].values()):
-        for key in [key for key in numbers if "same/" in key]:
+        for key in [key for key in numbers if "same/" in key or "coverage@" in key]:
             del numbers[key]
     (copy / "metrics.json").write_text(json.dumps(old))
     config = (copy / "config.yaml").read_text()
@@ -285,7 +288,7 @@ def test_the_interval_line_tells_the_mean_loss(shards: Path, tmp_path: Path, mon
     log = (folder / "log.txt").read_text()
     (told,) = re.findall(r"mean loss (\d+\.\d+)", log)
     assert float(told) == pytest.approx(sum(losses) / 5, abs=1e-4)
-    assert "tested: step 5 of 5, best on val" in log
+    assert "tested: step 5 of 5, best by val/mAP@10" in log
     trained = json.loads((folder / "metrics.json").read_text())["parameters"]
     assert f"UNITER: {trained / 1e6:.2f} million trained parameters" in log
     shutil.rmtree(folder)

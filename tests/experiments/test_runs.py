@@ -23,6 +23,32 @@ def folder(tmp_path: Path) -> Path:
     return write_folder(tmp_path / "synthetic", "synthetic")
 
 
+# As they were before there were tasks: runs on disk are found again.
+OLD_IDS = {
+    "capture synthetic tiny": "capture-synthetic-0-9c915fbc",
+    "capture synthetic small": "capture-synthetic-0-8be1cd97",
+    "capture product1m paper": "capture-product1m-0-12d5b449",
+    "ege_cmp synthetic tiny": "ege_cmp-synthetic-0-bbe1cb1c",
+    "ege_cmp product1m paper": "ege_cmp-product1m-0-01eaf499",
+    "clip synthetic tiny": "clip-synthetic-0-bc6ad8f5",
+    "clip grocery small": "clip-grocery-0-f84dacf4",
+    "clip product1m paper": "clip-product1m-0-5309d8b4",
+    "uniter fashion tiny": "uniter-fashion-0-9c75eb22",
+    "vilbert photos tiny": "vilbert-photos-0-fede8d37",
+    "lxmert grocery tiny": "lxmert-grocery-0-0cf4f2fd",
+    "image_only grocery tiny": "image_only-grocery-0-a5ff1822",
+    "text_only grocery tiny": "text_only-grocery-0-6aabb4e0",
+}
+
+
+@pytest.mark.parametrize("case", sorted(OLD_IDS))
+def test_runs_made_before_there_were_tasks_keep_their_names(case: str, tmp_path: Path) -> None:
+    experiment, data, scale = case.split()
+    folder = write_folder(tmp_path / data, data)
+    composed = config.compose(experiment, str(folder), scale, 0, ())
+    assert runs.run_folder(composed, HOME).run_id == OLD_IDS[case]
+
+
 def test_the_name_has_four_parts(folder: Path) -> None:
     experiment, data, seed, digest = run_id(folder, seed=4).split("-")
     assert (experiment, data, seed) == ("capture", "synthetic", "4")

@@ -7,9 +7,10 @@ import inspect
 import pytest
 
 from experiments import schema
-from experiments.config import FIXED_CLASSES
 from experiments.errors import UsageError
+from experiments.tasks import task_named
 
+FIXED_CLASSES = task_named("retrieval").fixed_classes
 CLASSES = [
     "lightning_modules.CAPTURE",
     "lightning_modules.ImageOnly",

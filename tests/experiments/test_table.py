@@ -245,6 +245,49 @@ def test_the_identical_product_is_a_column_with_its_own_queries(tmp_path: Path) 
     assert "own feature same" not in heads
 
 
+def write_levels(home: Path, seed: int) -> Path:
+    """A run whose queries were read by the detector's boxes, as one, and by their true boxes."""
+    folder = write_run(home, seed)
+    record, draw = read_metrics(open_run(folder)), np.random.default_rng(seed + 100)
+    with np.load(folder / "rankings" / "test.npz") as stored:
+        scores = {name: stored[name] for name in stored.files}
+    for prefix in ("", "whole/", "true/", "tfidf/"):
+        for column in ("mAP@10", "mAR@10", "coverage@10"):
+            scores.setdefault(prefix + column, draw.random(QUERIES))
+            if prefix != "tfidf/":
+                record["test"][prefix + column] = float(scores[prefix + column].mean())
+    np.savez_compressed(folder / "rankings" / "test.npz", **scores)
+    about = {name: {"rows": 90, "mean": 3.0, "without": 1} for name in ("detected", "true")}
+    write_json(folder / "metrics.json", {**record, "level": "detected", "instances": {"val": about, "test": about}})
+    return folder
+
+
+@pytest.mark.parametrize("seeds", [(0, 1), (0,)])
+def test_the_levels_of_a_run_are_rows_of_its_block(tmp_path: Path, seeds: tuple[int, ...]) -> None:
+    runs = [open_run(write_levels(tmp_path, seed)) for seed in seeds]
+    row = Row("ours", runs, [read_metrics(run) for run in runs])
+    text = table._block(row, ("mAP@10", "mAR@10", "coverage@10"))
+    assert "feature chosen on val: product_co; product feature of: detected boxes)" in text
+    labels = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
+    assert labels == ["", "product feature", "image only", "TF-IDF on captions", "whole picture", "true boxes"]
+    for label, prefix in (("whole picture", "whole/"), ("true boxes", "true/"), ("TF-IDF on captions", "tfidf/")):
+        sides = []
+        for run in runs:
+            with np.load(run.rankings / "test.npz") as stored:
+                by_id = np.argsort(stored["query_ids"])
+                sides.append([stored["coverage@10"][by_id], stored[f"{prefix}coverage@10"][by_id]])
+        interval = paired_bootstrap(*np.stack(sides, 1), samples=table_cells.BOOTSTRAP_SAMPLES)
+        assert cells(text, label)[5] == "{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval)
+    means = [record["test"]["true/coverage@10"] for record in row.records]
+    assert cells(text, "true boxes")[4] == table_cells.mean_std(means)
+
+
+def test_the_table_of_instances_names_levels_as_words() -> None:
+    content = table_rows.read_file(ROOT / "experiments" / "ablations" / "instances.yaml")
+    for row in content["rows"]:
+        assert row["set"]["data.instances"] == ["detected", "true"]  # unquoted, YAML reads a truth value
+
+
 def test_a_table_file_asks_for_costs_and_no_blocks(
     tmp_path: Path, shards: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,6 +328,7 @@ ROWS_OF_A = "rows: [{label: a}]"
         (f"base: b\n{ROWS_OF_A}", "base 'b' is no row"),
         ("rows: []", "at least one row"),
         (f"columns: [same/mAR@10]\n{ROWS_OF_A}", "columns: 'same/mAR@10' is no metric: expected a list of metrics"),
+        (f"columns: [same/coverage@10]\n{ROWS_OF_A}", "columns: 'same/coverage@10' is no metric"),
         (f"columns: [map@10]\n{ROWS_OF_A}", "columns: 'map@10' is no metric"),
         (f"columns: mAP@10\n{ROWS_OF_A}", "columns: expected a list of metrics.*got 'mAP@10'"),
         (f"columns: [mAP@10, mAP@10]\n{ROWS_OF_A}", "columns: expected .* each once"),

@@ -92,6 +92,11 @@ def naive_textbook(query_labels, ranked, label_of, num):
     return total / min(len(positives), num), sum(recalls) / len(recalls), hits / num
 
 
+def naive_coverage(query_labels, ranked, label_of, num):
+    retrieved = {label_of.get(item) for item in ranked[:num]}
+    return len(set(query_labels) & retrieved) / len(set(query_labels))
+
+
 def naive_scores(protocol, queries, rankings, label_of, num):
     rows, unscorable = [], []
     for query_labels, ranked in zip(queries, rankings, strict=True):
@@ -139,6 +144,11 @@ def test_scores_equal_the_slow_transcription(protocol, case):
         expected, unscorable = naive_scores(protocol, queries, rankings, label_of, num)
         got = np.stack([scored.scores[f"{name}@{num}"] for name in ("mAP", "mAR", "Prec")], axis=1)
         np.testing.assert_allclose(got, expected, atol=1e-12)
+        covered = [
+            0.0 if cannot else naive_coverage(labels, ranked, label_of, num)
+            for labels, ranked, cannot in zip(queries, rankings, unscorable, strict=True)
+        ]
+        np.testing.assert_allclose(scored.scores[f"coverage@{num}"], covered, atol=1e-12)
         assert scored.unscorable_Q.tolist() == unscorable
         assert scored.means()[f"mAP@{num}"] == pytest.approx(expected[:, 0].mean())
 
@@ -200,7 +210,7 @@ def test_mean_counts_an_unscorable_query_as_0_and_reports_it():
     ranking = as_ranking([["a1"], ["a1"]], list(GALLERY))
     scored = per_query_scores(ranking, [["A"], ["A", "nowhere"]], list(GALLERY.values()), (10,))
     assert scored.unscorable == 1
-    assert scored.means() == pytest.approx({"mAP@10": 0.5, "mAR@10": (1 / 3) / 2, "Prec@10": 0.5})
+    assert scored.means() == pytest.approx({"mAP@10": 0.5, "mAR@10": (1 / 3) / 2, "Prec@10": 0.5, "coverage@10": 0.5})
 
 
 def test_list_shorter_than_the_positives_is_judged_on_its_length():
@@ -210,13 +220,29 @@ def test_list_shorter_than_the_positives_is_judged_on_its_length():
 def test_a_gallery_item_counts_for_its_first_label_only():
     ranking = as_ranking([["x", "y"]], ["x", "y"])
     means = official_metrics(ranking, [["A"]], [("B", "A"), ("A",)], (10,))
-    assert means == pytest.approx({"mAP@10": 0.0, "mAR@10": 1.0, "Prec@10": 0.0})  # k = 1: y at rank 2 is beyond it
+    # k = 1: y at rank 2 is beyond it for AP and Prec
+    assert means == pytest.approx({"mAP@10": 0.0, "mAR@10": 1.0, "Prec@10": 0.0, "coverage@10": 1.0})
 
 
 def test_an_item_without_labels_is_never_relevant():
     ranking = as_ranking([["x", "y"]], ["x", "y"])
     assert official_metrics(ranking, [["A"]], [(), ("A",)], (10,))["Prec@10"] == 0.0
     assert per_query_scores(ranking, [[]], [(), ("A",)], (10,)).unscorable == 1
+
+
+@pytest.mark.parametrize("protocol", ["official", "official-2022-04-20", "textbook"])
+def test_coverage_is_the_share_of_distinct_labels_that_were_hit(protocol):
+    def coverage(query_labels, ranked, num):
+        ranking = as_ranking([ranked], list(GALLERY))
+        scored = per_query_scores(ranking, [query_labels], list(GALLERY.values()), (num,), protocol)
+        return float(scored.scores[f"coverage@{num}"][0])
+
+    assert coverage(["A", "B", "C"], ["a1", "a2", "b1", "c1"], 3) == pytest.approx(2 / 3)  # of A one is enough
+    assert coverage(["A", "B", "C"], ["a1", "a2", "b1", "c1"], 4) == 1.0
+    assert coverage(["A", "A", "A", "B"], ["a1", "a2"], 10) == 0.5  # labels count once, however often named
+    assert coverage(["A", "B"], ["stranger", "a1"], 10) == 0.5  # an unknown id makes the official recall 0, not this
+    assert coverage(["A", "B", "C"], ["a1", "b1"], 2) == pytest.approx(2 / 3)  # more labels than ranks: nor does this
+    assert coverage(["A", "nowhere"], ["a1"], 10) == 0.0  # cannot be scored
 
 
 def test_textbook_by_hand():

@@ -32,7 +32,9 @@ def test_counts_and_metrics_by_hand(files):
     assert json.loads(json.dumps(answer)) == answer
     assert list(answer)[:6] == ["protocol", "queries", "unscorable", "missing", "unknown_queries", "unknown_items"]
     assert [answer[key] for key in list(answer)[:6]] == ["official", 3, 1, 1, 0, 1]
-    assert list(answer)[6:] == [f"{name}@{num}" for num in (10, 50, 100) for name in ("mAP", "mAR", "Prec")]
+    names = ("mAP", "mAR", "Prec", "coverage")
+    assert list(answer)[6:] == [f"{name}@{num}" for num in (10, 50, 100) for name in names]
+    assert answer["coverage@10"] == pytest.approx((1 + 1 + 0) / 3)  # an unknown item takes no label away
     assert answer["mAP@10"] == pytest.approx((1 + (1 + 2 / 3) / 2 + 0) / 3)
     assert answer["mAR@100"] == pytest.approx(1 / 3)
     assert answer["Prec@50"] == pytest.approx((1 + 2 / 3) / 3)

@@ -1,0 +1,113 @@
+"""Detection: how many of a picture's true boxes a class-agnostic detector covers with its first proposals."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.errors import UsageError
+from experiments.tasks import Task
+
+if TYPE_CHECKING:
+    from experiments.config import Composition
+    from experiments.record import Outcome
+    from experiments.runs import RunFolder
+
+# Rows of the table; only the last chooses a checkpoint.
+ROWS = {
+    "test": "test queries, true boxes",
+    "val": "val queries, true boxes",
+    "pasted": "pasted, held-out cut-outs",
+}
+COLUMNS = {f"recall@{k}/IoU{iou}": f"recall@{k}\nIoU 0.{iou}" for iou in (50, 75) for k in (1, 10, 36)}
+COLUMNS["proposals"] = "proposals\nper picture"
+
+
+class DetectionTask(Task):
+    """Trained on pasted pictures; one table of recalls, no floors."""
+
+    name = "detection"
+    metric_version = "detection"
+    model_base = "lightning_modules.InstanceDetector"
+    own_classes = {  # noqa: RUF012  (declared as a ClassVar in Task)
+        "evaluation": "lightning_modules.callbacks.detection_evaluation.DetectionEvaluation",
+    }
+    splits = ("pasted", "val", "test")
+    interval_metrics = tuple(f"{split}/recall@10/IoU{iou}" for split in ("pasted", "val") for iou in (50, 75))
+    curves = interval_metrics
+    has_untrained_floor = False
+
+    def callbacks(self) -> list[Any]:
+        return []
+
+    def connect(self, model: Any, data: Any) -> None:
+        data.use_image_size(model.image_size_px)
+
+    def add_results(self, record: dict[str, Any], outcome: Outcome, training: dict[str, Any]) -> None:
+        record["unscorable"] = 0
+        # A folder whose queries have no true boxes has nothing to say of them.
+        record |= {split: dict(outcome.results.get(split, {})) for split in self.splits}
+        record["cut_outs"] = dict(outcome.engine.data.cut_outs)
+
+    def log_results(self, engine: Any, run: RunFolder, record: dict[str, Any]) -> None:
+        final = {f"test/{key}": value for key, value in record["test"].items()}
+        for logger in engine.trainer.loggers:
+            logger.log_metrics(final, step=record["steps"])
+
+    def numbers(self, results: Mapping[str, Any], split: str) -> tuple[str, dict[str, float]]:
+        shown = ("pasted", "val") if split == "val" else (split,)
+        metrics = {f"{name}/{key}": value for name in shown for key, value in results.get(name, {}).items()}
+        return "recall of boxes", metrics
+
+    def predict(self, composition: Composition, home: Path, checkpoint: str | None) -> Path:
+        raise UsageError("predict: detectors write no embeddings")
+
+    def render(self, record: dict[str, Any], split: str = "test") -> str:
+        from rich.console import Console
+        from rich.table import Table
+
+        from experiments.scoreboard import weights
+
+        table = Table(title=f"{record['run_id']} · detection{weights(record)}", title_justify="left")
+        table.add_column("", no_wrap=True)
+        for column in COLUMNS.values():
+            table.add_column(column, justify="right")
+        for row in _rows(record):
+            table.add_row(row["label"], *row["cells"])
+        buffer = io.StringIO()
+        Console(file=buffer, width=118).print(table)
+        return "\n".join([buffer.getvalue().rstrip(), cut_outs(record)]).rstrip()
+
+    def page(self, folder: RunFolder, record: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        shown = {"columns": list(COLUMNS.values()), "rows": _rows(record), "cut_outs": cut_outs(record)}
+        return "detection.html.j2", shown
+
+
+def _rows(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The table: a label and its cells for each split that has numbers."""
+    return [
+        {"label": label, "cells": [_cell(column, record[split].get(column)) for column in COLUMNS]}
+        for split, label in ROWS.items()
+        if record.get(split)
+    ]
+
+
+def _cell(column: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.2f}" if column == "proposals" else f"{value:.4f}"
+
+
+def cut_outs(record: dict[str, Any]) -> str:
+    """Where the products came from that the detector was trained on, as a sentence."""
+    about = dict(record.get("cut_outs") or {})
+    source = about.pop("source", None)
+    if source is None:
+        return ""
+    counts = ", ".join(f"{number} by {kind}" for kind, number in about.items())
+    return f"Cut-outs from the {source} split: {counts or 'none counted'}."
+
+
+TASK = DetectionTask()
