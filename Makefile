@@ -12,7 +12,7 @@ option = $(if $(2),$(1) '$(2)')
 chosen = $(call option,--exp,$(EXP)) $(call option,--data,$(DATA)) $(call option,--scale,$(SCALE)) $(call option,--seed,$(SEED))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all data train eval table report bench doctor lint
+.PHONY: help setup demo test test-all data train regions eval table report bench doctor lint
 
 help: ## this list
 	@awk '/^[a-z-]+:.*## / {name = $$1; sub(":.*", "", name); sub(".*## ", ""); printf "  make %-9s %s\n", name, $$0}' Makefile
@@ -46,6 +46,9 @@ data: setup ## raw source to shard folder: DATA=<name> [SOURCE=synthetic|grocery
 
 train: setup ## train and test: EXP=capture [DATA=<name|folder>] [SCALE=paper|small|tiny] [SEED=0] [ARGS="--model.lr=5e-5"]
 	@$(CLI) fit $(chosen) $(ARGS)
+
+regions: setup ## a detector's boxes and features beside the shards: EXP=detector DATA=… SCALE=… [NAME=detected]
+	@$(CLI) predict --exp '$(or $(EXP),detector)' $(call option,--data,$(DATA)) $(call option,--scale,$(SCALE)) $(call option,--seed,$(SEED)) $(call option,--name,$(NAME)) $(ARGS)
 
 eval: setup ## evaluate again: RUN=runs/<run_id> [DATA=…], or as built, nothing trained: EXP=clip DATA=… [SCALE=…]
 	@$(CLI) eval $(call option,--run,$(RUN)) $(chosen) $(ARGS)

@@ -95,6 +95,8 @@ class RegionSetWriter:
         samples = _samples(self.folder / shard["file"])
         if len(rows) != len(samples):
             raise DataError(f"{path}: {len(rows)} pictures were looked at, {shard['file']} holds {len(samples)}.")
+        for torn in self.folder.glob(f".{path.name}.*.tmp"):  # of a killed process
+            torn.unlink()
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         counts, most, width = Counter[str](), 0, 0
         try:
@@ -181,6 +183,10 @@ def _packed(regions: Regions, where: str) -> bytes:
         if not len(regions.boxes_R4):
             raise BadRegionsError("malformed_regions", "no region; the whole picture stands where nothing was found")
         packed = pack_regions(regions)
+        scores_R = np.asarray(regions.scores_R)
+        bad_R = ~((scores_R >= 0) & (scores_R <= 1))  # NaN compares as false
+        if bad_R.any():
+            raise BadRegionsError("malformed_regions", f"'scores' hold {scores_R[bad_R][0]}, which is no probability")
         empty_R = (np.asarray(regions.boxes_R4)[:, :2] >= np.asarray(regions.boxes_R4)[:, 2:]).any(1)
         if empty_R.any():
             row = int(empty_R.argmax())

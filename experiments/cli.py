@@ -21,7 +21,7 @@ RUN_COMMANDS = {
     "fit": "train, evaluate each interval, test the best checkpoint (LightningCLI)",
     "validate": "print the val metrics of a checkpoint",
     "test": "print the test metrics of a checkpoint",
-    "predict": "write the embeddings of test queries and gallery",
+    "predict": "write the embeddings of test queries and gallery, or the regions a detector finds",
 }
 STOPPED = 128 + signal.SIGTERM  # as a shell says it
 COMMANDS = {

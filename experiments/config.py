@@ -44,6 +44,12 @@ class Composition(NamedTuple):
     task: Task
 
     @property
+    def region_set_hash(self) -> str | None:
+        """Of the region set that is read, which is no part of the data hash; None where none is named."""
+        entry = self.data.region_set(self.config)
+        return str(entry["hash"]) if entry else None
+
+    @property
     def seed(self) -> int:
         return int(self.config["seed_everything"])
 
@@ -140,9 +146,23 @@ def finish(
     if tokenizer == "shards":
         arguments.update({key: value for key, value in folder.tokenizer_arguments().items() if key in known})
     check_keys(config)
+    _take_region_width(config, folder)
     task = _task(config)
     config.pop("task", None)
     return Composition(config, experiment, scale, folder, tuple(layers), task)
+
+
+def _take_region_width(config: dict[str, Any], folder: DataFolder) -> None:
+    """The width of a region set's features, for a model that reads them and was not told another one.
+
+    Raises:
+        DataError: There is no such set.
+    """
+    entry = folder.region_set(config)
+    known, arguments = schema.signature(config["model"]["class_path"]), config["model"]["init_args"]
+    reads = arguments.get("visual_input", known["visual_input"].default if "visual_input" in known else None)
+    if entry and "region_width" in known and reads == "regions":
+        arguments.setdefault("region_width", int(entry["width"]))
 
 
 def _with_words(config: dict[str, Any]) -> dict[str, Any]:
@@ -231,7 +251,7 @@ def _nested(key: str, value: Any, config: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-OPTION_NAMES = ("exp", "data", "scale", "seed", "runs", "fresh", "config", "ckpt_path", "print_config")
+OPTION_NAMES = ("exp", "data", "scale", "seed", "runs", "fresh", "config", "ckpt_path", "print_config", "name")
 
 
 def _value(key: str, text: str) -> Any:

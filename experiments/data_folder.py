@@ -39,6 +39,20 @@ class DataFolder(NamedTuple):
         entities = self.manifest.get("entities")
         return str(entities["hash"]) if entities else None
 
+    def region_set(self, config: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The manifest's entry of the region set a configuration reads (`data.region_set`); None where it names none.
+
+        Raises:
+            DataError: There is no such set, with the known ones and the command that writes one.
+        """
+        name = config["data"].get("init_args", {}).get("region_set")
+        if name is None:
+            return None
+        from datamodules.region_sets import region_set
+
+        manifest: Any = self.manifest
+        return dict(region_set(self.path, manifest, name))
+
     def tokenizer_arguments(self) -> dict[str, int]:
         """Constructor arguments that follow from the tokenizer stored in the folder.
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.errors import UsageError
 from experiments.tasks import Task
 
 if TYPE_CHECKING:
@@ -61,8 +60,12 @@ class DetectionTask(Task):
         metrics = {f"{name}/{key}": value for name in shown for key, value in results.get(name, {}).items()}
         return "recall of boxes", metrics
 
-    def predict(self, composition: Composition, home: Path, checkpoint: str | None) -> Path:
-        raise UsageError("predict: detectors write no embeddings")
+    def predict(
+        self, composition: Composition, home: Path, checkpoint: str | None, name: str | None = None, fresh: bool = False
+    ) -> Path:
+        from experiments.predict_regions import predict_regions
+
+        return predict_regions(composition, home, checkpoint, name, fresh)
 
     def render(self, record: dict[str, Any], split: str = "test") -> str:
         from rich.console import Console

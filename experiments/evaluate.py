@@ -61,7 +61,7 @@ def evaluate_run(path: str, data: str | None, overrides: list[str], command: str
     """Re-evaluate a run's best checkpoint: on its own data in its own folder, on other data in a new one.
 
     Raises:
-        UsageError: If the run has no checkpoint, or its shards are no longer the ones it was trained on.
+        UsageError: If the run has no checkpoint, or its shards or region set are no longer the ones it was trained on.
     """
     from experiments.record import recorded_run
 
@@ -69,6 +69,7 @@ def evaluate_run(path: str, data: str | None, overrides: list[str], command: str
     composition = reopen(source, data, overrides)
     trained = recorded_run(source)
     own = data is None or composition.data.data_hash == trained.get("data_hash")
+    own = own and composition.region_set_hash == trained.get("region_set_hash")
     steps = read_metrics(source)["steps"] if source.metrics.is_file() else None
     if not source.best.is_file() and steps != 0:
         raise UsageError(f"{source.best}: missing, so there is nothing to evaluate; `make train` again writes it")
@@ -118,8 +119,16 @@ def reopen(source: RunFolder, data: str | None, overrides: list[str]) -> Composi
     if folder.data_hash != about["data_hash"] and config["model"]["init_args"].get("tokenizer") == "shards":
         config["model"]["init_args"]["tokenizer"] = str(_keep_tokenizer(source, Path(stored)))
     config["task"] = about.get("task", DEFAULT_TASK)
+    region_set = config["data"]["init_args"].get("region_set")
     config = merge(config, parse_overrides(overrides, config))
-    return finish(config, about["experiment"], about["scale"], folder, [str(source.config)] * 2)
+    composition = finish(config, about["experiment"], about["scale"], folder, [str(source.config)] * 2)
+    before, now = about.get("region_set_hash"), composition.region_set_hash
+    if data is None and config["data"]["init_args"].get("region_set") == region_set and now != before:
+        raise UsageError(
+            f"{stored}: region set '{region_set}' has changed since the run (hash {before}, now {now}); name the data "
+            f"with DATA={stored} to evaluate on the regions as they are"
+        )
+    return composition
 
 
 def _keep_tokenizer(source: RunFolder, shards: Path) -> Path:

@@ -59,6 +59,9 @@ def assemble(outcome: Outcome, training: dict[str, Any]) -> dict[str, Any]:
         "skipped": {f"build/{reason}": n for reason, n in composition.data.skipped().items()},
     }
     record |= {key: training[key] for key in (*FROM_TRAINING, *TIMED) if key in training}
+    if composition.region_set_hash is not None:
+        name = composition.config["data"]["init_args"]["region_set"]
+        record["region_set"] = {"name": name, "hash": composition.region_set_hash}
     composition.task.add_results(record, outcome, training)
     return record
 
@@ -79,6 +82,8 @@ def write_config(run: RunFolder, composition: Composition, config: dict[str, Any
             "data_hash": composition.data.data_hash,
             "layers": list(composition.layers),
         }
+        if composition.region_set_hash is not None:
+            about["region_set_hash"] = composition.region_set_hash
         write_text(run.config, dump({"run": about, **config}))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.errors import UsageError
 from experiments.tasks import Task
 
 if TYPE_CHECKING:
@@ -59,7 +60,11 @@ class RetrievalTask(Task):
         metrics = {f"{split}/{key}": value for key, value in results[split].metrics.items()}
         return f"feature {results[split].features['product']}", metrics
 
-    def predict(self, composition: Composition, home: Path, checkpoint: str | None) -> Path:
+    def predict(
+        self, composition: Composition, home: Path, checkpoint: str | None, name: str | None = None, fresh: bool = False
+    ) -> Path:
+        if name is not None or fresh:
+            raise UsageError("--name and --fresh: predict takes them with a detector (--exp detector) only")
         from experiments.embeddings import write_embeddings
 
         return write_embeddings(composition, home, checkpoint)

@@ -29,6 +29,9 @@ def _run_parser(command: str, description: str) -> Parser:
         parser.add_argument("--print_config", action="store_true", help="print the merged configuration and stop")
     else:
         parser.add_argument("--ckpt_path", metavar="FILE", help="checkpoint (default: the best one of the run)")
+    if command == "predict":
+        parser.add_argument("--name", metavar="SET", help="region set a detector writes (default: detected)")
+        parser.add_argument("--fresh", action="store_true", help="write a region set of that name over")
     return parser
 
 
@@ -81,7 +84,7 @@ def run_command(command: str, description: str, words: list[str]) -> int | None:
         print(config.dump(composition.config), end="")
         return 0
     if command == "predict":
-        composition.task.predict(composition, Path(options.runs), options.ckpt_path)
+        composition.task.predict(composition, Path(options.runs), options.ckpt_path, options.name, options.fresh)
         return 0
     if command != "fit":
         from experiments.evaluate import show_split

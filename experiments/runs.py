@@ -109,6 +109,8 @@ def config_hash(composition: Composition, extra: dict[str, Any] | None = None) -
         identity[section] = [class_path, schema.differing(arguments, class_path)]
         if section == "model" and "num_entities" in schema.signature(class_path):
             identity["entities"] = composition.data.entities_hash
+        if section == "data" and composition.region_set_hash is not None:
+            identity["region_set"] = composition.region_set_hash
     for section, class_path in composition.task.fixed_classes.items():
         values = {k: v for k, v in config.get(section, {}).items() if k not in NOT_IDENTITY.get(section, set())}
         if section == "trainer":

@@ -73,8 +73,14 @@ class Task(ABC):
         """Of an evaluation of "val" or "test": words about it, and its metrics by the names they are logged under."""
 
     @abstractmethod
-    def predict(self, composition: Composition, home: Path, checkpoint: str | None) -> Path:
-        """Write what the model says of every item; where to."""
+    def predict(
+        self, composition: Composition, home: Path, checkpoint: str | None, name: str | None = None, fresh: bool = False
+    ) -> Path:
+        """Write what the model says of every item; where to.
+
+        Args:
+            name: Of what is written, where there can be several; `fresh` writes it over.
+        """
 
     @abstractmethod
     def render(self, record: dict[str, Any], split: str = "test") -> str:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +20,7 @@ from experiments.cli import main
 from experiments.history import read_history
 from experiments.report import write_report
 from tests.experiments.test_config import write_folder
+from tests.experiments.test_distributed_run import ROOT, command
 from tests.experiments.test_fit import CONTRACT_KEYS
 
 SQUARES = """
@@ -180,3 +186,55 @@ def test_a_table_of_retrieval_metrics_refuses_a_detector(
 ) -> None:
     assert main(["table", str(detection_run)]) == 2
     assert "detection runs have no retrieval metrics" in capsys.readouterr().err
+
+
+def real_words(shards: Path, runs: Path, *more: str) -> list[str]:
+    """The words of a short training of the project's own detector on the small shop."""
+    where = ["--data", str(shards), "--runs", str(runs)]
+    small = ["--model.image_size_px=64", "--model.rois=16", "--model.proposals=40", "--model.num_regions=10"]
+    small += ["--data.num_cut_outs=40", "--data.num_pasted=12", "--data.num_workers=1"]
+    return ["fit", "--exp", "detector", "--scale", "tiny", *where, *SHORT, *small, *more]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
+def test_two_processes_write_one_run_that_one_process_reproduces(shards: Path, tmp_path: Path) -> None:
+    done = command(*real_words(shards, tmp_path, "--trainer.devices=2", "--trainer.strategy=ddp"))
+    assert done.returncode == 0, done.stderr
+    (folder,) = tmp_path.iterdir()
+    record = json.loads((folder / "metrics.json").read_text())
+    assert record["hardware"]["devices"] == 2
+    assert [record[split]["pictures"] for split in ("pasted", "val", "test")] == [12, 9, 12]
+    assert record["cut_outs"]["source"] == "train"
+    assert record["cut_outs"]["outline"] + record["cut_outs"]["tile"] > 0
+
+    done = command("eval", "--run", str(folder), "--trainer.devices=1", "--trainer.strategy=auto")
+    assert done.returncode == 0, done.stderr
+    assert "equals what training reported" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on_with_the_pictures_it_would_have_seen(shards: Path, tmp_path: Path) -> None:
+    """SIGKILL in the second interval, from outside: nothing is told in advance."""
+    done = command(*real_words(shards, tmp_path / "whole"))
+    assert done.returncode == 0, done.stderr
+    line = [sys.executable, "-m", "experiments", *real_words(shards, tmp_path / "killed")]
+    environment = {**os.environ, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(line, cwd=ROOT, env=environment, start_new_session=True) as process:
+        deadline = time.monotonic() + 300
+        while not list(tmp_path.glob("killed/*/checkpoints/last.ckpt")):
+            assert process.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+    (killed,) = (tmp_path / "killed").iterdir()
+    assert not (killed / "metrics.json").exists()
+    done = command(*real_words(shards, tmp_path / "killed"))
+    assert done.returncode == 0, done.stderr
+    assert "going on from" in done.stdout
+    (whole,) = (tmp_path / "whole").iterdir()
+    states = [torch.load(f / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for f in (whole, killed)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    records = [json.loads((folder / "metrics.json").read_text()) for folder in (whole, killed)]
+    for split in ("pasted", "val", "test"):
+        assert records[0][split] == records[1][split]
