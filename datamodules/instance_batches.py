@@ -24,6 +24,7 @@ from datamodules.instances import (
     whole_picture,
 )
 from datamodules.pictures import PictureError, upright_size
+from datamodules.region_sets import DEFAULT_SET, how_to_write, set_of
 from datamodules.regions import BadRegionsError, Regions, boxes_with_area, check_finite
 from datamodules.transforms import Fit, crops_to_squares
 
@@ -154,7 +155,10 @@ class InstanceBatchMaker(BatchMaker):
             raise self._unusable(error.reason, f"the picture does not decode ({error})", sample, record) from None
 
     def _bad_boxes(self, error: BadRegionsError, member: str, sample: RawSample, record: dict) -> DataError:
-        return DataError(
-            f"{self.folder / sample.file}, sample '{record['id']}', {member}: {error}. Correct the box where it came "
-            "from (the detector's output, or the source of the record's `boxes`) and build again."
+        file = sample.file if member == f".{RECORD}" else sample.sidecar or sample.file
+        then = (
+            "Correct the box where it came from, the source of the record's `boxes` or the detector, and build again."
         )
+        if file == sample.sidecar:
+            then = how_to_write(self.folder, set_of(file) or DEFAULT_SET, again=True)
+        return DataError(f"{self.folder / file}, sample '{record['id']}', {member}: {error}. {then}")

@@ -13,6 +13,7 @@ import numpy as np
 
 from datamodules.batch import InputSpec
 from datamodules.errors import DataError
+from datamodules.region_sets import DEFAULT_SET, how_to_write
 from datamodules.regions import BOX_TOLERANCE_PX, BadRegionsError, Regions
 from datamodules.shard_folder import ShardFolder
 
@@ -72,18 +73,22 @@ def check_boxes_known(
                 f"data.instances=[{TRUE}]: no {split} query of {folder.path} has known boxes (`boxes` in its .json); "
                 "only pictures that were composed or annotated have. Leave it out."
             )
-    if spec.visual_input == "regions" and region_set is None:
-        raise DataError(
-            f"data.instances=[{TRUE}]: the model reads region features, and {folder.path} holds none of the true "
-            f"boxes. {how_to_detect(folder)}"
-        )
+    if spec.visual_input != "regions":
+        return
+    for split in query_splits:
+        if region_set is None or not folder.has_true_features(split, region_set):
+            whose = folder.path if region_set is None else f"region set '{region_set}' of {folder.path}"
+            raise DataError(
+                f"data.instances=[{TRUE}]: the model reads region features, and {whose} holds none of the true boxes "
+                f"of {split}. {how_to_detect(folder)}"
+            )
 
 
 def how_to_detect(folder: ShardFolder) -> str:
     """The commands that write a detector's boxes beside the shards of a folder."""
     return (
-        f"Train a detector and let it write them: `make train EXP=detector DATA={folder.path}`, then `python -m "
-        f"experiments predict` on its run, then --data.region_set={DETECTED} (docs/instances.md)."
+        f"Train a detector (`make train EXP=detector DATA={folder.path}`) and let it write them: "
+        f"{how_to_write(folder.path)} Then name them: --data.region_set={DEFAULT_SET}."
     )
 
 

@@ -111,6 +111,11 @@ class ShardFolder:
                     continue
         return False
 
+    def has_true_features(self, split: str, region_set: str) -> bool:
+        """Whether a region set holds features of the true boxes of any sample."""
+        entry = region_set_of(self.path, self.manifest, region_set)
+        return any(sidecar["truth"] for sidecar in entry["splits"][split]["shards"])
+
     def _sample_with_more(self, num_regions: int, region_set: str | None) -> str:
         """File and id of the first sample with more regions, to be named in an error; reads up to there."""
         for split in SPLITS:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from datamodules.batch import DetectionBatch
+from datamodules.errors import DataError
 from datamodules.manifest import RegionSetEntry, iterate_shards
 from datamodules.region_set_writer import RegionSetWriter, whole_picture
 from datamodules.region_sets import DEFAULT_SET, WITH_TRUTH, check_name, remove_region_set
@@ -153,7 +154,7 @@ def _written(engine: Engine, writer: RegionSetWriter) -> str:
     jobs = writer.pending(trainer.global_rank, trainer.world_size)
     counts = {job: writer.manifest["splits"][job[0]]["shards"][job[1]]["samples"] for job in jobs}
     columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
+    shown = bool(jobs) and trainer.is_global_zero and trainer.progress_bar_callback is not None
     try:
         with Progress(*columns, TextColumn("pictures"), disable=not shown) as bar:
             task = bar.add_task(f"{writer.name}: rank {trainer.global_rank}", total=sum(counts.values()))
@@ -164,7 +165,7 @@ def _written(engine: Engine, writer: RegionSetWriter) -> str:
                     bar.advance(task, len(batch.index_B))
                 writer.write(split, number, rows)
     except Exception as problem:
-        if not is_user_error(problem):
+        if not isinstance(problem, DataError) and not is_user_error(problem):
             raise
         return str(problem)
     return ""
@@ -187,7 +188,7 @@ def regions_of(model: Any, batch: DetectionBatch, true_boxes: bool) -> list[Row]
 
     Where nothing is found, the whole picture stands with score 0.
     """
-    batch = DetectionBatch._make(field.to(model.device) for field in batch)
+    batch = DetectionBatch._make(None if field is None else field.to(model.device) for field in batch)
     rows: list[Row] = []
     for found, letterbox_4, (height, width) in zip(
         model.propose(batch), batch.letterbox_B4.cpu().numpy(), batch.size_B2.tolist(), strict=True
@@ -215,8 +216,8 @@ def on_picture(
     moved_R4 = (boxes_R4 - offset_4) / scale_4
     clipped_R4 = np.clip(moved_R4, 0, (size_hw[1], size_hw[0]) * 2)
     within_R4 = (boxes_R4 >= -BOX_TOLERANCE_PX) & (boxes_R4 <= square_px + BOX_TOLERANCE_PX)
-    sound_R = within_R4.all(axis=1) & (boxes_R4[:, :2] < boxes_R4[:, 2:]).all(axis=1)
-    kept_R = ~sound_R | (clipped_R4[:, 2:] - clipped_R4[:, :2] >= LEAST_SIDE_PX).all(axis=1)
+    sound_R = np.all(within_R4, axis=1) & np.all(boxes_R4[:, :2] < boxes_R4[:, 2:], axis=1)
+    kept_R = ~sound_R | np.all(clipped_R4[:, 2:] - clipped_R4[:, :2] >= LEAST_SIDE_PX, axis=1)
     return np.where(sound_R[:, None], clipped_R4, moved_R4).astype(np.float32), kept_R
 
 
@@ -224,7 +225,7 @@ def _features_of_all(model: Any, batch: DetectionBatch, rows: list[int]) -> Iter
     """Of each of these pictures, the feature of all of it."""
     if not rows:
         return
-    part = DetectionBatch._make(field[rows] for field in batch)
+    part = DetectionBatch._make(None if field is None else field[rows] for field in batch)
     scale_B2, offset_B2 = part.letterbox_B4.split(2, dim=1)
     corner_B2 = offset_B2 + scale_B2 * part.size_B2.flip(1)
     boxes: list[Tensor] = list(torch.cat([offset_B2, corner_B2], dim=1)[:, None])

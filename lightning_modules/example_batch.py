@@ -64,6 +64,43 @@ def example_batch(
     return ProductBatch._make(None if field is None else field.to(device) for field in batch)
 
 
+def example_instances(
+    spec: InputSpec, device: torch.device | str = "cpu", num_queries: int = 2, per_query: int = 3, seed: int = 0
+) -> ProductBatch:
+    """Random instances of random queries: the caption repeated, a crop or regions and a box of their own for each.
+
+    The last one is that of a query in which nothing was found.
+    """
+    rows = num_queries * per_query
+    queries = example_batch(spec, device, num_queries, seed=seed)
+    batch = example_batch(
+        spec, device, rows, seed=seed + 1
+    )  # its pictures and regions serve as crops and their regions
+    owner_B = torch.arange(rows, device=device) // per_query
+    shared = {
+        name: getattr(queries, name)[owner_B.tolist()]
+        for name in ("tokens_BT", "token_mask_BT", "entity_tokens_BT", "entity_token_mask_BT", "entities_BE")
+        if getattr(queries, name) is not None
+    }
+    generator = torch.Generator().manual_seed(seed)
+    corners_B4 = torch.rand(rows, 4, generator=generator) * 0.5 + torch.tensor([0.0, 0.0, 0.5, 0.5])
+    sides_B2 = corners_B4[:, 2:] - corners_B4[:, :2]
+    box_B5 = torch.cat([corners_B4, sides_B2.prod(1, keepdim=True)], 1)
+    score_B = torch.ones(rows)
+    box_B5[-1], score_B[-1] = torch.tensor([0.0, 0.0, 1.0, 1.0, 1.0]), 0.0
+    feature_BD = None
+    if spec.visual_input == "regions":
+        feature_BD = torch.rand(rows, spec.region_width, generator=generator).half().to(device)
+    return batch._replace(
+        **shared,
+        index_B=torch.arange(rows, device=device),
+        owner_B=owner_B,
+        instance_box_B5=box_B5.to(device),
+        instance_score_B=score_B.to(device),
+        instance_feature_BD=feature_BD,
+    )
+
+
 def example_entity_tokens(row: int, vocab_size: int) -> list[int]:
     """Tokens of one row of the table: one to three words and [SEP]."""
     return [5 + (7 * row + place) % (vocab_size - 5) for place in range(1 + row % 3)] + [SEP]

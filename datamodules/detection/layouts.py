@@ -49,24 +49,25 @@ def _anywhere(rng: Random, number: int) -> list[Spot]:
     side = 1.15 / math.sqrt(number)
     spots = []
     for _ in range(number):
-        own = min(0.9, side * math.exp(rng.uniform(-0.9, 0.2)))
+        own = min(0.9, side * math.exp(rng.uniform(-0.7, 0.25)))
         spots.append(Spot(_inside(rng, own), _inside(rng, own), own, own))
     return spots
 
 
 def _rows(rng: Random, number: int) -> list[Spot]:
     """Rows of nearly equal length, one row or column for the few; the block may leave a margin."""
-    rows = rng.randint(1, min(number, 3))
+    # As square as the number allows, or the next.
+    rows = min(number, 3, max(1, round(math.sqrt(number) + rng.uniform(-0.8, 0.8))))
     counts = [number // rows + (row < number % rows) for row in range(rows)]
     rng.shuffle(counts)
     upright = rng.random() < 0.8
-    fill_x, fill_y = rng.uniform(0.75, 1.0), rng.uniform(0.75, 1.0)
+    fill_x, fill_y = (1.0 if rng.random() < 0.5 else rng.uniform(0.75, 1.0) for _ in range(2))
     left, top = rng.uniform(0, 1 - fill_x), rng.uniform(0, 1 - fill_y)
     spots = []
     for row, columns in enumerate(counts):
         for column in range(columns):
             wide, high = fill_x / columns, fill_y / rows
-            grow = rng.uniform(0.7, 1.15)
+            grow = rng.uniform(0.75, 1.2)
             x = left + (column + 0.5 + rng.uniform(-0.12, 0.12)) * wide
             y = top + (row + 0.5 + rng.uniform(-0.12, 0.12)) * high
             spot = Spot(x, y, min(1.0, wide * grow), min(1.0, high * grow))

@@ -17,10 +17,12 @@ from datamodules.detection.grounds import ground, soften
 from datamodules.detection.layouts import Spot, draw_number, lay_out
 
 LEAST_SEEN = 0.6  # of each product's own area; what would be covered further is not pasted
+CROWDS = (LEAST_SEEN, 0.8, 0.95)  # a picture draws one of these as its own limit
 LEAST_SIDE_PX = 6
 MOST_TURN_DEGREES = 20.0
 MOST_SHEAR = 0.06
 MOST_ENLARGED = 1.7  # times; a small cut-out enlarged further is a blur
+SHADOW = (0.2, 0.5)  # of black, where a product throws one
 TRIES = 3  # places tried for a product before it is left out
 
 _NOBODY, _CLUTTER = -1, -2
@@ -51,7 +53,7 @@ def paste_picture(
     image = soften(rng, ground(rng, size, photos))
     if rng.random() < 0.3:
         decorate(rng, image)
-    canvas = _Canvas(image)
+    canvas = _Canvas(image, rng.choice(CROWDS))
     shadows = rng.random() < 0.4
     for spot in lay_out(rng, draw_number(rng, max_products)):
         canvas.add(rng, cut_outs, spot, shadows)
@@ -73,8 +75,8 @@ def _canvas_size(rng: Random, size_px: int) -> tuple[int, int]:
 class _Canvas:
     """The picture so far, and which product each pixel shows."""
 
-    def __init__(self, image: Image.Image) -> None:
-        self.image = image
+    def __init__(self, image: Image.Image, least_seen: float) -> None:
+        self.image, self.least_seen = image, least_seen
         self.owner_HW = np.full((image.height, image.width), _NOBODY, np.int16)
         self.areas: list[int] = []  # px of each product, hidden and cut-off ones included
         self.cut_outs: list[int] = []  # which one each product is
@@ -117,7 +119,7 @@ class _Canvas:
         return np.bincount(shown, minlength=len(self.areas))
 
     def _enough_seen(self, owner_HW: np.ndarray) -> bool:
-        return bool((self._seen_px(owner_HW) >= LEAST_SEEN * np.array(self.areas)).all())
+        return bool((self._seen_px(owner_HW) >= self.least_seen * np.array(self.areas)).all())
 
     def _claim(self, mask_HW: np.ndarray, area: int, x: int, y: int) -> bool:
         """Take the mask's pixels for a new product, if it and all others keep enough of theirs."""
@@ -126,7 +128,7 @@ class _Canvas:
         if x1 >= x2 or y1 >= y2 or not area:
             return False
         inside_HW = mask_HW[y1 - y : y2 - y, x1 - x : x2 - x]
-        if inside_HW.sum() < LEAST_SEEN * area:
+        if inside_HW.sum() < self.least_seen * area:
             return False
         owner_HW = self.owner_HW.copy()
         owner_HW[y1:y2, x1:x2][inside_HW] = len(self.areas)
@@ -143,16 +145,9 @@ class _Canvas:
             soft = max(1.0, 0.04 * max(sprite.size))
             margin = math.ceil(2 * soft)
             cast = Image.new("L", (sprite.width + 2 * margin, sprite.height + 2 * margin))
-            cast.paste(alpha.point([round(value * 0.45) for value in range(256)]), (margin, margin))
-            cast = cast.filter(ImageFilter.BoxBlur(soft))
-            self.image.paste(
-                (0, 0, 0),
-                (
-                    x - margin + rng.randint(-2, 3),
-                    y - margin + rng.randint(0, 4),
-                ),
-                cast,
-            )
+            cast.paste(round(255 * rng.uniform(*SHADOW)), (margin, margin), alpha)
+            at = (x - margin + rng.randint(-2, 3), y - margin + rng.randint(0, 4))
+            self.image.paste((0, 0, 0), at, cast.filter(ImageFilter.BoxBlur(soft)))
         self.image.paste(sprite, (x, y), alpha)
 
 
@@ -162,8 +157,7 @@ def _sprite(rng: Random, cut_out: CutOut, spot: Spot, canvas: tuple[int, int]) -
     pixels_HW4 = cut_out.pixels_HW4
     if cut_out.kind == "tile":
         pixels_HW4 = _cropped(rng, pixels_HW4, room)
-    image = Image.fromarray(pixels_HW4)
-    width, height = image.size
+    height, width = pixels_HW4.shape[:2]
     most = MOST_TURN_DEGREES if rng.random() < 0.3 else MOST_TURN_DEGREES / 3
     turn = math.radians(rng.uniform(-most, most) * (1.0 if cut_out.kind == "outline" else 0.4))
     shear = rng.uniform(-MOST_SHEAR, MOST_SHEAR) if rng.random() < 0.4 else 0.0
@@ -173,19 +167,21 @@ def _sprite(rng: Random, cut_out: CutOut, spot: Spot, canvas: tuple[int, int]) -
     wide, high = width * abs(a) + height * abs(b), width * abs(c) + height * abs(d)
     scale = min(room[0] / wide, room[1] / high, MOST_ENLARGED)
     small = (max(1, round(width * scale)), max(1, round(height * scale)))
-    image = image.resize(small, Image.Resampling.BICUBIC, reducing_gap=2.0)
+    # Premultiplied once: Pillow would go there and back for each of the two.
+    image = Image.fromarray(pixels_HW4).convert("RGBa").resize(small, Image.Resampling.BICUBIC, reducing_gap=2.0)
     if cut_out.kind == "tile":
+        image = image.convert("RGB")
         image.putalpha(_tile_edge(rng, small))
-    image = _recoloured(rng, image)
-    if abs(turn) < 0.02 and not shear:
-        return image
-    out = (max(1, math.ceil(wide * scale)), max(1, math.ceil(high * scale)))
-    determinant = a * d - b * c
-    inverse = (d / determinant, -b / determinant, -c / determinant, a / determinant)
-    shift_x = small[0] / 2 - inverse[0] * out[0] / 2 - inverse[1] * out[1] / 2
-    shift_y = small[1] / 2 - inverse[2] * out[0] / 2 - inverse[3] * out[1] / 2
-    matrix = (inverse[0], inverse[1], shift_x, inverse[2], inverse[3], shift_y)
-    return image.transform(out, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
+        image = image.convert("RGBa")
+    if abs(turn) > 0.02 or shear:
+        out = (max(1, math.ceil(wide * scale)), max(1, math.ceil(high * scale)))
+        determinant = a * d - b * c
+        inverse = (d / determinant, -b / determinant, -c / determinant, a / determinant)
+        shift_x = small[0] / 2 - inverse[0] * out[0] / 2 - inverse[1] * out[1] / 2
+        shift_y = small[1] / 2 - inverse[2] * out[0] / 2 - inverse[3] * out[1] / 2
+        matrix = (inverse[0], inverse[1], shift_x, inverse[2], inverse[3], shift_y)
+        image = image.transform(out, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    return _recoloured(rng, image.convert("RGBA"))
 
 
 def _cropped(rng: Random, pixels_HW4: np.ndarray, room: tuple[float, float]) -> np.ndarray:
@@ -217,12 +213,11 @@ def _recoloured(rng: Random, sprite: Image.Image) -> Image.Image:
     """A little lighter or darker, warmer or colder, flatter or fuller in contrast."""
     if rng.random() < 0.3:
         return sprite
-    table: list[int] = []
     gain, lift = rng.uniform(0.85, 1.12), rng.uniform(-12, 12)
-    for _ in range(3):
-        own = gain * rng.uniform(0.96, 1.04)
-        table += [min(255, max(0, round((value - 128) * own + 128 + lift))) for value in range(256)]
-    return sprite.point(table + list(range(256)))
+    gain_4 = np.array([*(gain * rng.uniform(0.96, 1.04) for _ in range(3)), 1.0], np.float32)
+    lift_4 = np.array([*(128 * (1 - own) + lift for own in gain_4[:3]), 0.0], np.float32)
+    pixels_HW4 = np.asarray(sprite) * gain_4 + lift_4
+    return Image.fromarray(np.clip(pixels_HW4, 0, 255).astype(np.uint8))
 
 
 def _finished(rng: Random, canvas: _Canvas, size_px: int) -> PastedPicture:

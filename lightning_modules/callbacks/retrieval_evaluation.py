@@ -228,7 +228,8 @@ class RetrievalEvaluation(Callback):
         metrics |= same.metrics if same else {}
         features = chosen | {other: levels[other].feature for other in others}
         self.results[split] = SplitResult(
-            metrics, ranking, per_query, unscorable, features, self._ms_per_item(), reranked, same, levels
+            *(metrics, ranking, per_query, unscorable, features, self._ms_per_item(), reranked, same),
+            levels={name: levels[name] for name in searches},
         )
         # rank_zero_only stays False and every rank holds the same numbers: a monitored metric that only rank 0 knows
         # hangs checkpointing.

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from datamodules.pictures import PictureError, decode_picture, plain_jpeg_size
-from datamodules.transforms import Fit, Jitter, Letterbox, picture_to_square
+from datamodules.pictures import PictureError, decode_picture, plain_jpeg_size, upright_size
+from datamodules.transforms import Fit, Jitter, Letterbox, crops_to_squares, picture_to_square
 
 
 def _bytes(image: Image.Image, codec: str = "PNG", **options: object) -> bytes:
@@ -201,3 +201,78 @@ def test_a_picture_of_one_line_is_cropped_without_filling_the_memory() -> None:
     out, box = _fitted(_bytes(Image.new("RGB", (20_000, 1), (0, 200, 0))), Fit("shortest"))
     assert (out == (0, 200, 0)).all()
     assert box.boxes(np.array([[9_999.5, 0, 10_000.5, 1]])).tolist() == [[0, 0, 32, 32]]
+
+
+# ---- crops -------------------------------------------------------------------------------------------------------
+
+
+def _crops(data: bytes, boxes: list, size_px: int = 32, **options: object) -> np.ndarray:
+    out = np.full((len(boxes), size_px, size_px, 3), 7, np.uint8)
+    crops_to_squares(data, np.array(boxes, np.float32), out, **options)  # type: ignore[arg-type]
+    return out
+
+
+def _noise(size: tuple[int, int], seed: int = 0) -> Image.Image:
+    coarse = np.random.default_rng(seed).integers(0, 256, (9, 9, 3)).astype(np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("fit", [Fit(), Fit("shortest"), Fit("squash", "bicubic")])
+def test_a_crop_is_what_a_picture_of_its_pixels_would_be(fit: Fit) -> None:
+    image = _noise((100, 60))
+    boxes = [(10, 5, 40, 55), (0, 0, 100, 60), (63, 20, 100, 33)]
+    found = _crops(_bytes(image), [np.divide(box, (100, 60, 100, 60)) for box in boxes], fit=fit)
+    for crop, box in zip(found, boxes, strict=True):
+        alone = np.empty((32, 32, 3), np.uint8)
+        picture_to_square(_bytes(image.crop(box)), alone, fit=fit)
+        assert (crop == alone).all()
+
+
+def test_a_margin_is_a_share_of_the_longer_side_and_ends_with_the_picture() -> None:
+    image = _noise((100, 60))
+    (found,) = _crops(_bytes(image), [(0.1, 0.5, 0.5, 0.9)], margin=0.25)  # 40 × 24 px at (10, 30): 10 px more
+    alone, _ = _square(_bytes(image.crop((0, 20, 60, 60))))
+    assert (found == alone).all()
+
+
+def test_small_crops_are_taken_from_the_full_resolution() -> None:
+    image = _noise((1600, 1200))
+    data = _bytes(image, "JPEG", quality=95)
+    boxes = [(0.5, 0.5, 0.52, 0.52), (0.0, 0.0, 1.0, 1.0)]
+    small, whole = _crops(data, boxes)
+    exact, _ = _square(_bytes(decode_picture(data).image.crop((800, 600, 832, 624))))
+    assert (small == exact).all()
+    assert np.abs(whole.astype(int) - _square(data)[0]).mean() < 3, "decoded larger than it would be alone"
+    assert (_crops(data, boxes[1:])[0] == _square(data)[0]).all()
+
+
+def test_crops_follow_the_upright_picture() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = _bytes(_two_tone(), "JPEG", exif=exif)
+    assert upright_size(data) == (30, 60)
+    upper, lower = _crops(data, [(0, 0, 1, 0.4), (0, 0.6, 1, 1)])
+    assert np.abs(upper[16, 16].astype(int) - (200, 0, 0)).max() < 12
+    assert np.abs(lower[16, 16].astype(int) - (0, 0, 200)).max() < 12
+    for other in (_bytes(_two_tone(), "PNG"), _bytes(_two_tone(), "JPEG")):
+        assert upright_size(other) == (60, 30)
+    with pytest.raises(PictureError, match="cannot identify"):
+        upright_size(b"nothing")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    corner=st.tuples(st.floats(0, 0.999), st.floats(0, 0.999)),
+    side=st.tuples(st.floats(1e-4, 1), st.floats(1e-4, 1)),
+    margin=st.floats(0, 1),
+    resize=st.sampled_from(["longest", "shortest", "squash"]),
+)
+def test_any_box_can_be_cropped(
+    size: tuple[int, int], corner: tuple[float, float], side: tuple[float, float], margin: float, resize: str
+) -> None:
+    opposite = [min(1.0, a + b) for a, b in zip(corner, side, strict=True)]
+    (found,) = _crops(_bytes(Image.new("RGB", size, (90,) * 3)), [(*corner, *opposite)], 16, margin=margin,
+                      fit=Fit(resize))  # fmt: skip
+    assert set(np.unique(found)) <= {90, 255}
+    assert (found == 90).any()

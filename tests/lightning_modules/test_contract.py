@@ -25,7 +25,7 @@ from datamodules.batch import ProductBatch
 from lightning_modules import RetrievalModule
 from lightning_modules.distributed import rank as rank_of_process
 from lightning_modules.distributed import world_size
-from lightning_modules.example_batch import example_batch
+from lightning_modules.example_batch import example_batch, example_instances
 from lightning_modules.layers.views import Views
 from lightning_modules.objectives.draws import Draws
 from lightning_modules.retrieval_module import total_loss
@@ -82,6 +82,37 @@ def test_what_lies_under_the_masks_does_not_matter(kind: type[RetrievalModule]) 
         )
     for name, vectors in model.encode(batch).items():
         torch.testing.assert_close(model.encode(noisy)[name], vectors, atol=2e-6, rtol=0)
+
+
+@by_model
+@pytest.mark.parametrize("visual_input", ["regions", "grid"])
+def test_instances_are_embedded_like_any_row(kind: type[RetrievalModule], visual_input: str) -> None:
+    """Unit norm, independent of company; with regions by the feature and place of their box."""
+    if "visual_input" not in inspect.signature(kind).parameters and visual_input == "grid":
+        pytest.skip(f"{kind.__name__} has one visual input")
+    torch.manual_seed(0)
+    known = inspect.signature(kind).parameters
+    no_targets = {"mrc", "mrc_kl"} if visual_input == "grid" else set[str]()
+    objectives = [name for name in known["objectives"].default if name not in no_targets]
+    wanted = {"visual_input": visual_input} if "visual_input" in known else {}
+    model = tiny(kind, objectives=objectives, **wanted)
+    batch = example_instances(model.input_spec())
+    together = model.encode(batch)
+    some = model.encode(batch.rows([4, 2, 5]))
+    plain = model.encode(batch._replace(instance_feature_BD=None))
+    for name, vectors_BD in together.items():
+        assert ((vectors_BD.norm(dim=-1) - 1).abs() < 1e-5).all()
+        torch.testing.assert_close(some[name], vectors_BD[[4, 2, 5]], atol=2e-6, rtol=0)
+        torch.testing.assert_close(plain[name][-1], vectors_BD[-1], atol=2e-6, rtol=0)  # nothing was found in it
+    if batch.instance_feature_BD is None:
+        assert all(torch.equal(plain[name], vectors_BD) for name, vectors_BD in together.items())
+        return
+    assert batch.instance_box_B5 is not None
+    moved = model.encode(batch._replace(instance_box_B5=1 - batch.instance_box_B5))
+    for changed in (plain, moved):
+        assert not torch.allclose(changed["image"][:-1], together["image"][:-1], atol=1e-4)
+    alone = batch._replace(region_mask_BR=torch.zeros_like(batch.region_mask_BR))  # no region's centre lies inside
+    assert model.encode(alone)["image"].isfinite().all()
 
 
 @by_model
