@@ -96,7 +96,12 @@ def collect(folder: ShardFolder, image_size_px: int, most: int) -> Collection:
             f"clear outline, unreadable: {dict(skipped) or 'none'}), pasting takes 2 at least: one to train on, one to "
             "validate with. Build the folder with single-product photos (records of kind 'single')."
         )
-    return _divided(source, found, unclear, dict(skipped))
+    collection = _divided(source, found, unclear, dict(skipped))
+    log.info(
+        "%s: cut-outs of %s photos %s, %d more held out, %d photos without a clear outline, unreadable: %s.",
+        *(folder.path, source, collection.counts(), len(collection.held_out), unclear, dict(skipped) or "none"),
+    )
+    return collection
 
 
 def _divided(

@@ -110,7 +110,7 @@ def _photo(rng: Random, size: tuple[int, int], photo_HWC: np.ndarray) -> Image.I
     side = max(4, int(min(height, width) * rng.uniform(0.2, 0.6)))
     left, top = rng.randint(0, width - side), rng.randint(0, height - side)
     piece = Image.fromarray(np.ascontiguousarray(photo_HWC[top : top + side, left : left + side, :3]))
-    coarse = rng.randint(4, 14)
+    coarse = rng.randint(3, 8)
     return piece.resize((coarse, coarse), Image.Resampling.BOX).resize(size, _BICUBIC)
 
 

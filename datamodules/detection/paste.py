@@ -57,8 +57,11 @@ def paste_picture(
     shadows = rng.random() < 0.4
     for spot in lay_out(rng, draw_number(rng, max_products)):
         canvas.add(rng, cut_outs, spot, shadows)
-    if not canvas.areas:  # a picture without a product teaches nothing about boxes
-        canvas.add(rng, cut_outs, Spot(0.5, 0.5, 0.9, 0.9), shadows)
+    for _ in range(TRIES):
+        if canvas.areas:
+            break
+        # A picture without a product teaches nothing about boxes; this one may be thin (a belt).
+        canvas.add(rng, cut_outs, Spot(0.5, 0.5, 0.9, 0.9), shadows, least_side_px=2)
     if rng.random() < 0.12:
         canvas.add_badge(rng)
     return _finished(rng, canvas, size_px)
@@ -81,12 +84,14 @@ class _Canvas:
         self.areas: list[int] = []  # px of each product, hidden and cut-off ones included
         self.cut_outs: list[int] = []  # which one each product is
 
-    def add(self, rng: Random, cut_outs: Sequence[CutOut], spot: Spot, shadow: bool) -> None:
+    def add(
+        self, rng: Random, cut_outs: Sequence[CutOut], spot: Spot, shadow: bool, least_side_px: int = LEAST_SIDE_PX
+    ) -> None:
         """Paste one of the cut-outs near its spot, unless it would hide too much or be hidden."""
         chosen = rng.randrange(len(cut_outs))
         sprite = _sprite(rng, cut_outs[chosen], spot, self.image.size)
         width, height = sprite.size
-        if min(width, height) < LEAST_SIDE_PX:
+        if min(width, height) < least_side_px:
             return
         mask_HW = np.asarray(sprite.getchannel("A")) > 127
         area = int(mask_HW.sum())

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader
 
 from datamodules.detection.collection import Collection, Source, collect, source_of
 from datamodules.detection.queries import DetectionBatchMaker, PictureLoader
-from datamodules.detection.streams import Listed, Numbers, PastedBatches, TrainingPictures, pasted_loader
+from datamodules.detection.streams import Numbers, PastedBatches, TrainingPictures, ValidationPictures
 from datamodules.errors import DataError
 from datamodules.manifest import Manifest, check_shard_files
 from datamodules.shard_folder import ShardFolder
@@ -110,8 +109,10 @@ class PastedPictures(LightningDataModule):
 
     @property
     def cut_outs(self) -> dict[str, Any]:
-        """For the record of a run: the source, and the training cut-outs by how they were cut."""
-        return {"source": self.source, **self.collection.counts()}
+        """For the record of a run: source, training cut-outs by how they were cut, held-out ones, photos left out."""
+        found = self.collection
+        left_out = {"unclear": found.unclear, "unreadable": sum(found.skipped.values())}
+        return {"source": found.source, **found.counts(), "held_out": len(found.held_out), **left_out}
 
     def use_image_size(self, px: int) -> None:
         """Take over the side of the detector's square picture; before `setup`.
@@ -149,7 +150,7 @@ class PastedPictures(LightningDataModule):
             collection.train_photos,
             self.image_size_px,
             self.max_products,
-            Numbers(self.batch_size, place.rank, place.world_size),
+            Numbers(self.batch_size, place),
         )
         self._train_loader = TrainingPictures(
             batches, self.steps_per_epoch, lambda: self._steps, self._count_step, self.num_workers, self._pins
@@ -160,7 +161,7 @@ class PastedPictures(LightningDataModule):
         """What the loaders of a stage ("val" or "test") show, in their order."""
         return ("pasted", "val") if stage == "val" else ("test",)
 
-    def val_dataloader(self) -> list[DataLoader | PictureLoader]:
+    def val_dataloader(self) -> list[ValidationPictures | PictureLoader]:
         """Loaders of the held-out pasted pictures and of the validation queries."""
         return [self.pasted_loader(), self.query_loader("val")]
 
@@ -168,19 +169,19 @@ class PastedPictures(LightningDataModule):
         """The loader of the test queries."""
         return [self.query_loader("test")]
 
-    def pasted_loader(self) -> DataLoader:
+    def pasted_loader(self) -> ValidationPictures:
         """This rank's share of the pasted validation pictures."""
         place, collection = self._place, self.collection
-        listed = evaluation_batches(self.num_pasted, self._eval_batch("pasted"), place.rank, place.world_size)
+        shares = evaluation_batches(self.num_pasted, self._eval_batch("pasted"), place.rank, place.world_size)
         batches = PastedBatches(
             ("pasted to validate with",),
             collection.held_out,
             collection.held_out_photos,
             self.image_size_px,
             self.max_products,
-            Listed(listed),
+            shares.__getitem__,
         )
-        return pasted_loader(batches, range(len(listed)), self.num_workers, self._pins)
+        return ValidationPictures(batches, shares, self.num_workers, self._pins)
 
     def query_loader(self, split: str) -> PictureLoader:
         """This rank's share of a split's pictures with their true boxes (val, test)."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from datamodules.batch import DetectionBatch
 from datamodules.batching import PREFETCH_BATCHES
@@ -15,7 +15,7 @@ from datamodules.catalogues.seeding import stream
 from datamodules.detection.cut_outs import CutOut
 from datamodules.detection.paste import paste_picture
 from datamodules.detection.queries import detection_batch
-from datamodules.shards import limit_threads, unchanged
+from datamodules.shards import Place, limit_threads, unchanged
 
 SHARED = 4  # cut-outs that two pictures draw from: with as many products on each, most are seen twice
 
@@ -31,7 +31,7 @@ class PastedBatches(Dataset):
         cut_outs, photos: to paste from, and for grounds.
         size_px: side of a picture.
         max_products: most products of a picture.
-        numbers: of batch `n`: the numbers of its pictures.
+        numbers: the pictures of a batch, by the batch's number; a step of training, or a share of a fixed set.
     """
 
     def __init__(
@@ -69,25 +69,15 @@ class PastedBatches(Dataset):
 class Numbers:
     """Pictures of a training batch: step s of rank r takes `batch_size` from (s × world size + r) × batch_size on."""
 
-    def __init__(self, batch_size: int, rank: int, world_size: int) -> None:
-        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+    def __init__(self, batch_size: int, place: Place) -> None:
+        self.batch_size, self.place = batch_size, place
 
     def __call__(self, step: int) -> range:
-        first = (step * self.world_size + self.rank) * self.batch_size
+        first = (step * self.place.world_size + self.place.rank) * self.batch_size
         return range(first, first + self.batch_size)
 
 
-class Listed:
-    """Pictures of batch `n` of a list of ranges."""
-
-    def __init__(self, batches: list[range]) -> None:
-        self.batches = batches
-
-    def __call__(self, number: int) -> range:
-        return self.batches[number]
-
-
-class _From(Sampler[int]):
+class _From:
     """Batch numbers without end."""
 
     def __init__(self, first: int) -> None:
@@ -129,8 +119,8 @@ class TrainingPictures:
     def __iter__(self) -> Iterator[DetectionBatch]:
         for _ in range(self._length):
             if self._iterator is None:
-                loader = pasted_loader(self._batches, _From(self._first_step()), self._num_workers, self._pin_memory)
-                self._iterator = iter(loader)
+                steps = _From(self._first_step())
+                self._iterator = iter(_open(self._batches, steps, self._num_workers, self._pin_memory))
             batch = next(self._iterator)
             self._handed_out()
             yield batch
@@ -149,9 +139,28 @@ class TrainingPictures:
         """Nothing to do, see `state_dict`."""
 
 
-def pasted_loader(
-    batches: PastedBatches, sampler: Sampler[int] | range, num_workers: int, pin_memory: bool
-) -> DataLoader:
+class ValidationPictures:
+    """One rank's share of a fixed set of pasted pictures, from the beginning at each `iter()`.
+
+    Not a DataLoader itself: Lightning would put a sampler of its own into one, which repeats pictures to fill up ranks.
+
+    Args:
+        batches: whose numbers are those of `shares`.
+        shares: the pictures of each of this rank's batches.
+    """
+
+    def __init__(self, batches: PastedBatches, shares: list[range], num_workers: int, pin_memory: bool) -> None:
+        self._batches, self._shares = batches, shares
+        self._num_workers, self._pin_memory = num_workers, pin_memory
+
+    def __len__(self) -> int:
+        return len(self._shares)
+
+    def __iter__(self) -> Iterator[DetectionBatch]:
+        yield from _open(self._batches, range(len(self._shares)), self._num_workers, self._pin_memory)
+
+
+def _open(batches: PastedBatches, sampler: Iterable[int], num_workers: int, pin_memory: bool) -> DataLoader:
     """A DataLoader over batch numbers; it keeps their order whatever the number of workers."""
     return DataLoader(
         batches,
