@@ -17,7 +17,9 @@ from datamodules.batch import ProductBatch
 from datamodules.batching import RawSample
 from datamodules.instance_batches import InstanceBatchMaker
 from datamodules.instances import InstanceOptions
+from datamodules.region_set_writer import RegionSetWriter
 from datamodules.regions import Regions, pack_regions
+from datamodules.shard_reader import read_shard
 from datamodules.shards import EvaluationStream, Place
 from datamodules.write_shards import build
 from tests.datamodules.coloured_squares import COLOURS, PLACES, SIDE_PX, ColouredSquares, squares_regions
@@ -279,3 +281,52 @@ def test_a_folder_without_boxes_is_told_before_anything_runs(folder: Path, tmp_p
         _data(folder, spec, instances=["true", "detected"]).setup("test")
     with pytest.raises(DataError, match="did you mean 'true'"):
         _data(folder, instances=["ture"])
+
+
+# ---- region sets -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def with_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of pictures alone, and a region set beside them that knows the true boxes."""
+    folder = tmp_path_factory.mktemp("set")
+    build(SHOP, folder, shard_size=4, vocab_size=60, progress=False)
+    writer = RegionSetWriter(folder, "mine", {"detector": "drawn"})
+    for split, number in writer.pending():
+        rows = []
+        for sample in read_shard(folder / f"{split}-{number:06d}.tar"):
+            record = json.loads(sample.members["json"])
+            found = squares_regions(SHOP.make(split, int(record["id"].removeprefix(split))))
+            boxes = record.get("boxes") if split in ("val", "test") else None
+            keep = slice(0, len(boxes or []))
+            truth = found._replace(boxes_R4=found.boxes_R4[keep], scores_R=np.ones(len(boxes or []), np.float32),
+                                   features_RD=found.features_RD[keep] * 2)  # fmt: skip
+            rows.append((found, truth if boxes else None))
+        writer.write(split, number, rows)
+    writer.finish()
+    return folder
+
+
+@pytest.mark.parametrize("spec", [GRID, REGIONS, TEXT], ids=lambda spec: spec.visual_input)
+def test_boxes_come_from_the_region_set_that_is_named(folder: Path, with_set: Path, spec: InputSpec) -> None:
+    stored = _joined(_batches(folder, spec))
+    data = _data(with_set, spec, instances=["detected", "true"], region_set="mine")
+    data.setup("test")
+    _, _, detected, true = (_joined(list(loader)) for loader in data.test_dataloader())
+    for field in ("index_B", "owner_B", "instance_box_B5", "instance_score_B", "features_BRD", "instance_feature_BD"):
+        one, other = getattr(detected, field), getattr(stored, field)
+        assert (one is None and other is None) or torch.equal(one, other), field
+    assert true.owner_B[true.instance_score_B == 0].tolist() == [0, 4, 8], "whose boxes are not known"
+    if spec is REGIONS:
+        assert true.instance_feature_BD.sum(1).tolist() == [2 * bool(score) for score in true.instance_score_B]
+    with pytest.raises(DataError, match=r"holds no detected boxes.*--name detected"):
+        _data(with_set, spec if spec is not REGIONS else GRID, instances=["detected"]).setup("test")
+
+
+def test_a_bad_box_of_a_region_set_names_its_file_and_command(with_set: Path) -> None:
+    found = squares_regions(SHOP.make("test", 1))
+    thin = found.boxes_R4.copy()
+    thin[0, 3] = thin[0, 1]
+    sample = _sample(regions=found._replace(boxes_R4=thin))._replace(sidecar="test-regions-mine-000000.tar")
+    with pytest.raises(DataError, match=r"test-regions-mine-000000\.tar, sample 'test001'.*--name mine --fresh"):
+        _rows(with_set, sample)

@@ -154,6 +154,11 @@ def test_ege_cmp_has_the_recipe_of_capture(folder: Path, scale: str) -> None:
         ("--data.batch_size=16", ("data", "init_args", "batch_size"), 16),
         ("--trainer.strategy=ddp", ("trainer", "strategy"), "ddp"),
         ("--trainer.precision=bf16-mixed", ("trainer", "precision"), "bf16-mixed"),
+        (
+            "--data.instances=[true]",
+            ("data", "init_args", "instances"),
+            ["true"],
+        ),  # YAML's truth is a level's name here
         ("--evaluation.backend=faiss", ("evaluation", "backend"), "faiss"),
         ("--seed_everything=5", ("seed_everything",), 5),
     ],
