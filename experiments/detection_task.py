@@ -7,21 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.detection_table import COLUMNS, cut_outs, rows
 from experiments.tasks import Task
 
 if TYPE_CHECKING:
     from experiments.config import Composition
     from experiments.record import Outcome
     from experiments.runs import RunFolder
-
-# Rows of the table; only the last chooses a checkpoint.
-ROWS = {
-    "test": "test queries, true boxes",
-    "val": "val queries, true boxes",
-    "pasted": "pasted, held-out cut-outs",
-}
-COLUMNS = {f"recall@{k}/IoU{iou}": f"recall@{k}\nIoU 0.{iou}" for iou in (50, 75) for k in (1, 10, 36)}
-COLUMNS["proposals"] = "proposals\nper picture"
 
 
 class DetectionTask(Task):
@@ -77,40 +69,15 @@ class DetectionTask(Task):
         table.add_column("", no_wrap=True)
         for column in COLUMNS.values():
             table.add_column(column, justify="right")
-        for row in _rows(record):
+        for row in rows(record):
             table.add_row(row["label"], *row["cells"])
         buffer = io.StringIO()
         Console(file=buffer, width=118).print(table)
         return "\n".join([buffer.getvalue().rstrip(), cut_outs(record)]).rstrip()
 
     def page(self, folder: RunFolder, record: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        shown = {"columns": list(COLUMNS.values()), "rows": _rows(record), "cut_outs": cut_outs(record)}
+        shown = {"columns": list(COLUMNS.values()), "rows": rows(record), "cut_outs": cut_outs(record)}
         return "detection.html.j2", shown
-
-
-def _rows(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """The table: a label and its cells for each split that has numbers."""
-    return [
-        {"label": label, "cells": [_cell(column, record[split].get(column)) for column in COLUMNS]}
-        for split, label in ROWS.items()
-        if record.get(split)
-    ]
-
-
-def _cell(column: str, value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.2f}" if column == "proposals" else f"{value:.4f}"
-
-
-def cut_outs(record: dict[str, Any]) -> str:
-    """Where the products came from that the detector was trained on, as a sentence."""
-    about = dict(record.get("cut_outs") or {})
-    source = about.pop("source", None)
-    if source is None:
-        return ""
-    counts = ", ".join(f"{number} by {kind}" for kind, number in about.items())
-    return f"Cut-outs from the {source} split: {counts or 'none counted'}."
 
 
 TASK = DetectionTask()

@@ -22,14 +22,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from experiments.detection_table import detection_table
 from experiments.errors import UsageError
-from experiments.runs import git_state
+from experiments.runs import git_state, open_run, read_metrics
 from experiments.scoreboard import LEVELS, ROWS, is_product_itself
 from experiments.table_cells import NOTHING, SPLIT, against_own, metric
 from experiments.table_comparison import comparison, head
+from experiments.table_origin import commit, origin
 from experiments.table_rows import Row, group_runs, read_plan
+from experiments.tasks import task_of
 
 
 def make_table(runs: list[Path], table: str | None, command: str) -> str:
@@ -40,13 +42,19 @@ def make_table(runs: list[Path], table: str | None, command: str) -> str:
     """
     if bool(runs) == bool(table):
         raise UsageError("table wants run folders or TABLE=<name>, one of the two")
+    if runs and all(task_of(read_metrics(open_run(run))).name == "detection" for run in runs):
+        return detection_table(runs, command)
     plan = read_plan(table) if table else group_runs(runs)
     parts = [f"### {plan.title}\n\n"] if plan.title else []
     if plan.base:
         parts.append(comparison(plan))
     if plan.blocks:
         parts += [_block(row, plan.columns) for row in plan.rows]
-    return "\n".join([*parts, _origin(plan.rows, command)])
+    lines = [
+        f"Fractions, official definition, {SPLIT} split; ± is the standard deviation over seeds; intervals are paired",
+        f"bootstraps over seeds × queries. Table made by `{command}` at {commit(git_state())}.",
+    ]
+    return "\n".join([*parts, *lines, origin([record for row in plan.rows for record in row.records])])
 
 
 def _block(row: Row, columns: Sequence[str]) -> str:
@@ -66,27 +74,3 @@ def _block(row: Row, columns: Sequence[str]) -> str:
         if any(cell not in (NOTHING, "") for cell in cells):
             lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def _origin(rows: list[Row], command: str) -> str:
-    """Where the numbers come from: commands, commits, hardware."""
-    records = [record for row in rows for record in row.records]
-    lines = [
-        f"Fractions, official definition, {SPLIT} split; ± is the standard deviation over seeds; intervals are paired"
-    ]
-    lines.append(f"bootstraps over seeds × queries. Table made by `{command}` at {_commit(git_state())}.")
-    for text in sorted({f"`{record['command']}` at {_commit(record['git'])}" for record in records}):
-        lines.append(f"* {text}")
-    machines = sorted({_machine(record["hardware"]) for record in records})
-    lines += [f"* on {machine}" for machine in machines]
-    return "\n".join(lines) + "\n"
-
-
-def _commit(git: dict[str, Any]) -> str:
-    commit = str(git.get("commit") or "no commit")[:10]
-    return f"{commit} with uncommitted changes" if git.get("dirty") else commit
-
-
-def _machine(hardware: dict[str, Any]) -> str:
-    gpus = ", ".join(hardware.get("gpus") or [])
-    return f"{hardware.get('cpu')}, {hardware.get('cores')} cores" + (f", {gpus}" if gpus else "")

@@ -168,7 +168,9 @@ def _find_runs(entry: dict[str, Any], file: Path) -> Row:
 
 def _check_task(record: dict[str, Any], where: Path) -> None:
     if task_of(record).name != DEFAULT_TASK:
-        raise UsageError(f"{where}: {record['task']} runs have no retrieval metrics, so they fit into no table")
+        raise UsageError(
+            f"{where}: {record['task']} runs have no retrieval metrics, so they stand in no table with runs that have"
+        )
 
 
 def _check_own_feature(row: Row, file: Path) -> None:

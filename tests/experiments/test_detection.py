@@ -102,7 +102,8 @@ def test_the_log_tells_recalls_after_each_interval_and_the_table_at_the_end(dete
     assert "best by pasted/recall@10/IoU75" in log  # true boxes choose nothing
     assert "untrained" not in log
     table = log[log.index("· detection") :]
-    for row in ("test queries", "val queries", "pasted", "Cut-outs from the train split: 3 by outline, 5 by tile."):
+    cut = "Single products of the train split: 3 cut by outline, 5 taken as a tile"
+    for row in ("test queries", "val queries", "pasted", cut):
         assert row in table
 
 
@@ -181,10 +182,18 @@ def test_the_page_shows_numbers_curves_and_configuration(detection_run: Path, tm
     assert page.count("<svg") == 2
 
 
-def test_a_table_of_retrieval_metrics_refuses_a_detector(
-    detection_run: Path, capsys: pytest.CaptureFixture[str]
+def test_detectors_have_a_table_of_their_own_and_stand_in_no_other(
+    detection_run: Path, record: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["table", str(detection_run)]) == 2
+    assert main(["table", str(detection_run)]) == 0
+    table = capsys.readouterr().out
+    (line,) = [line for line in table.splitlines() if "test queries" in line]
+    assert f"{record['test']['recall@10/IoU50']:.4f}" in line
+    assert record["command"] in table
+    other = tmp_path / "capture-squares-0-1"
+    shutil.copytree(detection_run, other)
+    (other / "metrics.json").write_text(json.dumps(record | {"task": "retrieval"}))
+    assert main(["table", str(detection_run), str(other)]) == 2
     assert "detection runs have no retrieval metrics" in capsys.readouterr().err
 
 
