@@ -46,9 +46,8 @@ class SplitResult(NamedTuple):
     embedding_ms_per_item: float | None  # of this rank's `encode`, loading not counted; None: it had no items
     reranked: Reranked | None = None  # by the matching head, where asked for
     same: SameProduct | None = None  # the identical-product task, where asked for and two items share a label
-    levels: Mapping[str, LevelResult] = MappingProxyType(
-        {}
-    )  # "whole" and kinds of instances, the headline's among them
+    # Of "whole" and the kinds of instances that were read; the first is the headline, which `ranking` is of.
+    levels: Mapping[str, LevelResult] = MappingProxyType({})
 
 
 class RetrievalEvaluation(Callback):
@@ -229,7 +228,7 @@ class RetrievalEvaluation(Callback):
         features = chosen | {other: levels[other].feature for other in others}
         self.results[split] = SplitResult(
             *(metrics, ranking, per_query, unscorable, features, self._ms_per_item(), reranked, same),
-            levels={name: levels[name] for name in searches},
+            levels=levels,
         )
         # rank_zero_only stays False and every rank holds the same numbers: a monitored metric that only rank 0 knows
         # hangs checkpointing.

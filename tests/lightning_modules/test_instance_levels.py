@@ -79,7 +79,7 @@ def _evaluated(
 
 def test_each_product_is_found_by_its_own_row_and_not_by_the_whole_picture(folder: Path) -> None:
     result = _evaluated(folder)["test"]
-    assert list(result.levels) == ["whole", "detected", "true"]
+    assert list(result.levels) == ["detected", "whole", "true"], "the headline first"
     several = [query for query in range(10) if len(SHOP.colours("test", query)) > 1]
     for level in ("detected", "true"):
         found = result.levels[level].per_query["mAR@6"][several]
