@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from datamodules.batch import ProductBatch
 from datamodules.batching import PREFETCH_BATCHES
 from datamodules.errors import DataError
 from datamodules.shard_reader import import_reader
-from datamodules.shards import Delivery, EvaluationStream, Failure, TrainStream, limit_threads, unchanged
+from datamodules.shards import Delivery, EvaluationStream, Failure, limit_threads, unchanged
+
+Batch = TypeVar("Batch")
 
 
-def open_stream(stream: TrainStream | EvaluationStream, num_workers: int, pin_memory: bool) -> DataLoader:
-    """A DataLoader over a stream that makes its own batches."""
+def open_stream(
+    stream: Dataset, num_workers: int, pin_memory: bool, numbers: Iterable[int] | None = None
+) -> DataLoader:
+    """A DataLoader over a stream that makes its own batches, or over batches by number, in the order of `numbers`."""
     import_reader()
     return DataLoader(
         stream,
         batch_size=None,
+        sampler=numbers,
         collate_fn=unchanged,
         num_workers=num_workers,
         worker_init_fn=limit_threads if num_workers else None,
@@ -36,7 +41,7 @@ class Receiver:
         # Holding on to the last mappings spares mapping the same memory anew for every batch.
         self._mapped: dict[int, Tensor] = {}
 
-    def batch(self, delivered: ProductBatch | Failure) -> ProductBatch:
+    def batch(self, delivered: Delivery | ProductBatch | Failure) -> ProductBatch:
         """The batch, the caller's own.
 
         Raises:
@@ -44,10 +49,11 @@ class Receiver:
         """
         if isinstance(delivered, Failure):
             raise DataError(delivered.message)
-        return delivered._replace(
-            images_B3HW=self._own(delivered.images_B3HW),
-            features_BRD=self._own(delivered.features_BRD),
-            class_scores_BRC=self._own(delivered.class_scores_BRC),
+        batch = delivered.batch if isinstance(delivered, Delivery) else delivered
+        return batch._replace(
+            images_B3HW=self._own(batch.images_B3HW),
+            features_BRD=self._own(batch.features_BRD),
+            class_scores_BRC=self._own(batch.class_scores_BRC),
         )
 
     def _own(self, tensor: Tensor | None) -> Tensor | None:
@@ -57,35 +63,31 @@ class Receiver:
         return tensor.clone()
 
 
-class TrainLoader:
-    """The training stream in intervals: each `iter()` continues it for exactly `len()` batches.
+class TrainLoader(Generic[Batch]):
+    """A training stream in intervals: each `iter()` continues it for exactly `len()` batches.
 
     One DataLoader iterator lives across intervals, so the workers go on filling their queues during an evaluation.
 
     Args:
         open_loader: opens the stream where it stands now.
         length: batches in an interval.
-        delivered: told of each delivery at the moment its batch is handed out. Lightning takes batches one by one
-            from a loader with a length, so what was handed out is what was trained on.
+        receive: what the stream delivers -> batch; called at the moment the batch is handed out, so here a place is
+            kept. Lightning takes batches one by one from a loader with a length, so what was handed out is what was
+            trained on.
     """
 
-    def __init__(self, open_loader: Callable[[], DataLoader], length: int, delivered: Callable[[Delivery], None]):
-        self._open_loader, self._length, self._delivered = open_loader, length, delivered
-        self._receiver = Receiver()
+    def __init__(self, open_loader: Callable[[], DataLoader], length: int, receive: Callable[[Any], Batch]) -> None:
+        self._open_loader, self._length, self._receive = open_loader, length, receive
         self._iterator: Iterator[Any] | None = None  # under this name Lightning shuts its workers down at the end
 
     def __len__(self) -> int:
         return self._length
 
-    def __iter__(self) -> Iterator[ProductBatch]:
+    def __iter__(self) -> Iterator[Batch]:
         for _ in range(self._length):
             if self._iterator is None:
                 self._iterator = iter(self._open_loader())
-                self._receiver = Receiver()
-            delivery = next(self._iterator)
-            batch = self._receiver.batch(delivery.batch if isinstance(delivery, Delivery) else delivery)
-            self._delivered(delivery)
-            yield batch
+            yield self._receive(next(self._iterator))
 
     def close(self) -> None:
         """Stop the workers; the next `iter()` opens the stream again where it stands."""

@@ -6,12 +6,11 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from datamodules.batch import InputSpec, ProductBatch
 from datamodules.batching import BatchMaker
@@ -21,10 +20,10 @@ from datamodules.errors import DataError
 from datamodules.instance_batches import InstanceBatchMaker
 from datamodules.instances import DETECTED, InstanceOptions, check_boxes_known, check_options
 from datamodules.loaders import EvaluationLoader, Receiver, TrainLoader, open_stream
-from datamodules.manifest import Manifest, check_shard_files
+from datamodules.manifest import check_shard_files
 from datamodules.region_sets import check_name, check_region_set
-from datamodules.shard_folder import ShardFolder
-from datamodules.shards import Delivery, EvaluationStream, Place, TrainStream
+from datamodules.shard_data import ShardData, check_numbers
+from datamodules.shards import Delivery, EvaluationStream, Failure, Place, TrainStream
 from datamodules.stream_state import StreamState, gather_states, restore
 from datamodules.tokenizer import AnyTokenizer, check_vocabulary, load_tokenizer
 from datamodules.transforms import Jitter
@@ -32,7 +31,7 @@ from datamodules.transforms import Jitter
 _SPLITS_OF_STAGE = {"fit": ("train", "val", "gallery"), "validate": ("val", "gallery"), "test": ("test", "gallery")}
 
 
-class Product1M(LightningDataModule):
+class Product1M(ShardData):
     """Batches of image-caption pairs from a shard folder.
 
     Training is one endless stream cut into intervals of `steps_per_epoch` batches; evaluation sees each item once.
@@ -76,46 +75,20 @@ class Product1M(LightningDataModule):
         instance_nms_iou: float = 0.5,
         crop_margin: float = 0.05,
     ) -> None:
-        super().__init__()
-        least = {"batch_size": 1, "eval_batch_size": 1, "num_workers": 0, "seed": 0, "steps_per_epoch": 1}
-        for key, minimum in least.items():
-            value = locals()[key]
-            if value is not None and value < minimum:
-                raise DataError(f"data.{key}={value}: should be at least {minimum}.")
+        check_numbers(locals())
+        super().__init__(folder, num_workers, pin_memory)
         self.instances = tuple(instances)
         self.instance_options = InstanceOptions(instance_min_score, max_instances, instance_nms_iou, crop_margin)
         check_options(self.instances, self.instance_options)
-        # With fewer batches than ranks some rank has none; the split is covered exactly once all the same.
-        self.allow_zero_length_dataloader_with_multiple_devices = True
-        self.folder, self.batch_size, self.eval_batch_size = Path(folder), batch_size, eval_batch_size
-        self.num_workers, self.seed, self.augment = num_workers, seed, augment
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.seed, self.augment = seed, augment
         self.region_set = None if region_set is None else check_name(region_set)
-        self._interval, self._pin_memory = steps_per_epoch, pin_memory
-        self._contents = ShardFolder(self.folder)
+        self._interval = steps_per_epoch
         self.input_spec = InputSpec()
         self._stream = StreamState.fresh(self.num_streams)
-        self._train_loader: TrainLoader | None = None
+        self._receiver = Receiver()  # of the training stream
 
     # ---- what is in the folder -------------------------------------------------------------------------------------
-
-    @property
-    def manifest(self) -> Manifest:
-        """The folder's table of contents."""
-        return self._contents.manifest
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        """Name of the data set."""
-        return self.manifest["name"]
-
-    @property
-    def data_hash(self) -> str:
-        """Hash of all a model can see or is scored on."""
-        return self.manifest["data_hash"]
-
-    def num_samples(self, split: str) -> int:
-        """Samples in a split."""
-        return self._contents.num_samples(split)
 
     def ids(self, split: str) -> np.ndarray:
         """Item ids in row order, as strings (val, test, gallery)."""
@@ -214,11 +187,9 @@ class Product1M(LightningDataModule):
             return self._interval
         return max(1, self.num_samples("train") // (self.batch_size * self._place.world_size))
 
-    def train_dataloader(self) -> TrainLoader:
+    def train_dataloader(self) -> TrainLoader[ProductBatch]:
         """The endless stream, from where it stands."""
-        self._stop_workers()
-        self._train_loader = TrainLoader(self._open_train_stream, self.steps_per_epoch, self._record)
-        return self._train_loader
+        return self._start_training(self._open_train_stream, self.steps_per_epoch, self._receive)
 
     def eval_splits(self, stage: str) -> tuple[str, str]:
         """Splits behind the loaders of a stage ("val" or "test"): queries, gallery."""
@@ -252,10 +223,8 @@ class Product1M(LightningDataModule):
         return self._in_batches(split, maker, num_queries, self.region_set if kind == DETECTED else self._regions_read)
 
     def _in_batches(self, split: str, maker: BatchMaker, num_samples: int, regions: str | None) -> EvaluationLoader:
-        # Lightning leaves out the evaluation on a rank without batches, and the others would wait for it forever.
-        num_samples = min(num_samples, max(1, self.num_samples(split) // self._place.world_size))
-        shards = self._contents.shards(split)
-        stream = EvaluationStream(self.folder, shards, maker, num_samples, self._place, regions)
+        shards, global_batch = self._contents.shards(split), self._for_every_rank(split, num_samples)
+        stream = EvaluationStream(self.folder, shards, maker, global_batch, self._place, regions)
         return EvaluationLoader(stream, self.num_workers, self._pins)
 
     def training_sample(self, num_samples: int) -> Iterator[ProductBatch]:
@@ -269,12 +238,7 @@ class Product1M(LightningDataModule):
         receiver = Receiver()
         num_batches = -(-num_samples // (self.batch_size * place.world_size))
         for delivery in islice(stream, num_batches):  # in this process: starting workers would take longer
-            yield receiver.batch(delivery.batch if isinstance(delivery, Delivery) else delivery)
-
-    def teardown(self, stage: str | None = None) -> None:
-        """Stop the workers of the training stream."""
-        if stage == "fit":
-            self._stop_workers()
+            yield receiver.batch(delivery)
 
     # ---- the place in the training stream --------------------------------------------------------------------------
 
@@ -294,12 +258,16 @@ class Product1M(LightningDataModule):
         self._stop_workers()
         self._stream = restore(state_dict, self._place, self.seed, self.data_hash)
 
-    def _record(self, delivery: Delivery) -> None:
+    def _receive(self, delivery: Delivery | Failure) -> ProductBatch:
+        batch = self._receiver.batch(delivery)
+        assert isinstance(delivery, Delivery)
         self._stream.positions[delivery.worker] = delivery.position
         self._stream.skipped.update(delivery.skipped)
         self._stream.batches += 1
+        return batch
 
-    def _open_train_stream(self) -> Any:
+    def _open_train_stream(self) -> DataLoader:
+        self._receiver = Receiver()
         maker = self._maker("train", Jitter() if self.augment else None)
         turn = self._stream.batches % self.num_streams
         stream = self._train_stream(maker, self._place, list(self._stream.positions), turn)
@@ -315,27 +283,3 @@ class Product1M(LightningDataModule):
     def _regions_read(self) -> str | None:
         """The set whose sidecars are opened: a model that looks at none of its regions does not pay for them."""
         return self.region_set if self.input_spec.visual_input == "regions" else None
-
-    def _stop_workers(self) -> None:
-        if self._train_loader is not None:
-            self._train_loader.close()
-
-    # ---- where this process runs -----------------------------------------------------------------------------------
-
-    @property
-    def num_streams(self) -> int:
-        """Worker streams of this rank: without worker processes the rank is its own single worker."""
-        return max(1, self.num_workers)
-
-    @property
-    def _place(self) -> Place:
-        # From the trainer, never from the environment: Lightning's spawned workers do not have RANK.
-        if self.trainer is None:
-            return Place(0, 1, self.num_streams)
-        return Place(self.trainer.global_rank, self.trainer.world_size, self.num_streams)
-
-    @property
-    def _pins(self) -> bool:
-        if self._pin_memory is not None:
-            return self._pin_memory
-        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
 
+from datamodules.batch import DetectionBatch
 from datamodules.detection.collection import Collection, Source, collect, source_of
 from datamodules.detection.queries import DetectionBatchMaker, PictureLoader
-from datamodules.detection.streams import Numbers, PastedBatches, TrainingPictures, ValidationPictures
+from datamodules.detection.streams import Numbers, NumbersFrom, PastedBatches, ValidationPictures
 from datamodules.errors import DataError
-from datamodules.manifest import Manifest, check_shard_files
-from datamodules.shard_folder import ShardFolder
+from datamodules.loaders import TrainLoader, open_stream
+from datamodules.manifest import check_shard_files
+from datamodules.shard_data import ShardData, check_numbers
 from datamodules.shard_order import evaluation_batches
-from datamodules.shards import Place
 
 _SPLITS_OF_STAGE: dict[str, tuple[str, ...]] = {"fit": ("val",), "validate": ("val",), "test": ("test",)}
 
 
-class PastedPictures(LightningDataModule):
+class PastedPictures(ShardData):
     """Pasted pictures to train and to validate on, and the queries of a shard folder with their true boxes.
 
     Products are cut out of single-product photos by their ground; no label and no true box takes part in training. A
@@ -55,45 +55,20 @@ class PastedPictures(LightningDataModule):
         num_pasted: int = 200,
         pin_memory: bool | None = None,
     ) -> None:
-        super().__init__()
-        least = {"batch_size": 1, "eval_batch_size": 1, "num_workers": 0, "seed": 0, "steps_per_epoch": 1}
-        least |= {"num_cut_outs": 2, "max_products": 1, "num_pasted": 1}
-        for key, minimum in least.items():
-            value = locals()[key]
-            if value < minimum:
-                raise DataError(f"data.{key}={value}: should be at least {minimum}.")
-        # With fewer batches than ranks some rank has none; the split is covered exactly once all the same.
-        self.allow_zero_length_dataloader_with_multiple_devices = True
-        self.folder, self.batch_size, self.eval_batch_size = Path(folder), batch_size, eval_batch_size
-        self.num_workers, self.seed, self.steps_per_epoch = num_workers, seed, steps_per_epoch
+        check_numbers(locals(), num_cut_outs=2, max_products=1, num_pasted=1)
+        super().__init__(folder, num_workers, pin_memory)
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.seed, self.steps_per_epoch = seed, steps_per_epoch
         self.num_cut_outs, self.max_products, self.num_pasted = num_cut_outs, max_products, num_pasted
-        self._pin_memory = pin_memory
-        self._contents = ShardFolder(self.folder)
         self.image_size_px = 128
         self._collected: tuple[int, Collection] | None = None  # for which picture size
         self._steps = 0  # batches handed out for training on this rank
-        self._train_loader: TrainingPictures | None = None
 
     # ---- what is in the folder -------------------------------------------------------------------------------------
 
-    @property
-    def manifest(self) -> Manifest:
-        """The folder's table of contents."""
-        return self._contents.manifest
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        """Name of the data set."""
-        return self.manifest["name"]
-
-    @property
-    def data_hash(self) -> str:
-        """Hash of all a model can see or is scored on."""
-        return self.manifest["data_hash"]
-
     def num_samples(self, split: str) -> int:
         """Samples in a split of the folder; of "pasted", the pictures to validate with."""
-        return self.num_pasted if split == "pasted" else self._contents.num_samples(split)
+        return self.num_pasted if split == "pasted" else super().num_samples(split)
 
     @property
     def source(self) -> Source:
@@ -140,22 +115,22 @@ class PastedPictures(LightningDataModule):
         if pastes:
             _ = self.collection
 
-    def train_dataloader(self) -> TrainingPictures:
+    def train_dataloader(self) -> TrainLoader[DetectionBatch]:
         """The endless stream, from where it stands."""
-        self._stop_workers()
-        place, collection = self._place, self.collection
+        collection = self.collection
         batches = PastedBatches(
             ("pasted", self.seed),
             collection.train,
             collection.train_photos,
             self.image_size_px,
             self.max_products,
-            Numbers(self.batch_size, place),
+            Numbers(self.batch_size, self._place),
         )
-        self._train_loader = TrainingPictures(
-            batches, self.steps_per_epoch, lambda: self._steps, self._count_step, self.num_workers, self._pins
-        )
-        return self._train_loader
+
+        def open_loader() -> DataLoader:
+            return open_stream(batches, self.num_workers, self._pins, NumbersFrom(self._steps))
+
+        return self._start_training(open_loader, self.steps_per_epoch, self._receive)
 
     def eval_names(self, stage: str) -> tuple[str, ...]:
         """What the loaders of a stage ("val" or "test") show, in their order."""
@@ -172,7 +147,8 @@ class PastedPictures(LightningDataModule):
     def pasted_loader(self) -> ValidationPictures:
         """This rank's share of the pasted validation pictures."""
         place, collection = self._place, self.collection
-        shares = evaluation_batches(self.num_pasted, self._eval_batch("pasted"), place.rank, place.world_size)
+        global_batch = self._for_every_rank("pasted", self.eval_batch_size)
+        shares = evaluation_batches(self.num_pasted, global_batch, place.rank, place.world_size)
         batches = PastedBatches(
             ("pasted to validate with",),
             collection.held_out,
@@ -186,8 +162,8 @@ class PastedPictures(LightningDataModule):
     def query_loader(self, split: str) -> PictureLoader:
         """This rank's share of a split's pictures with their true boxes (val, test)."""
         maker = DetectionBatchMaker(self.folder, self.image_size_px, true_boxes=split in ("val", "test"))
-        shards, place = self._contents.shards(split), self._place
-        return PictureLoader(self.folder, shards, maker, self._eval_batch(split), place, self.num_workers, self._pins)
+        shards, global_batch = self._contents.shards(split), self._for_every_rank(split, self.eval_batch_size)
+        return PictureLoader(self.folder, shards, maker, global_batch, self._place, self.num_workers, self._pins)
 
     def prediction_loader(self, split: str, number: int) -> PictureLoader:
         """All pictures of one shard in order, on this rank alone; true boxes in val and test only.
@@ -204,11 +180,6 @@ class PastedPictures(LightningDataModule):
             self.folder, [shards[number]], maker, self.eval_batch_size, place, self.num_workers, self._pins
         )
 
-    def teardown(self, stage: str | None = None) -> None:
-        """Stop the workers of the training stream."""
-        if stage == "fit":
-            self._stop_workers()
-
     def state_dict(self) -> dict[str, Any]:
         """Place in the training stream, the same on every rank."""
         return {"steps": self._steps} if self._steps else {}
@@ -221,12 +192,9 @@ class PastedPictures(LightningDataModule):
             raise DataError("The checkpoint's training-stream position is malformed; resume from an older one.")
         self._steps = steps
 
-    def _count_step(self) -> None:
+    def _receive(self, batch: DetectionBatch) -> DetectionBatch:
         self._steps += 1
-
-    def _stop_workers(self) -> None:
-        if self._train_loader is not None:
-            self._train_loader.close()
+        return batch
 
     def _check_pictures(self) -> None:
         if not self.manifest["pictures"]:
@@ -234,23 +202,3 @@ class PastedPictures(LightningDataModule):
                 f"{self.folder} holds no pictures, only regions: a detector looks at pictures. Build the folder with "
                 "them, or give data.folder another one."
             )
-
-    def _eval_batch(self, split: str) -> int:
-        # Lightning leaves out the evaluation on a rank without batches, and the others would wait for it forever.
-        return min(self.eval_batch_size, max(1, self.num_samples(split) // self._place.world_size))
-
-    # ---- where this process runs -----------------------------------------------------------------------------------
-
-    @property
-    def _place(self) -> Place:
-        # From the trainer, never from the environment: Lightning's spawned workers do not have RANK.
-        workers = max(1, self.num_workers)
-        if self.trainer is None:
-            return Place(0, 1, workers)
-        return Place(self.trainer.global_rank, self.trainer.world_size, workers)
-
-    @property
-    def _pins(self) -> bool:
-        if self._pin_memory is not None:
-            return self._pin_memory
-        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"

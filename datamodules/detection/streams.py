@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
-from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from datamodules.batch import DetectionBatch
-from datamodules.batching import PREFETCH_BATCHES
 from datamodules.catalogues.seeding import stream
 from datamodules.detection.cut_outs import CutOut
 from datamodules.detection.paste import paste_picture
 from datamodules.detection.queries import detection_batch
-from datamodules.shards import Place, limit_threads, unchanged
+from datamodules.loaders import open_stream
+from datamodules.shards import Place
 
 SHARED = 4  # cut-outs that two pictures draw from: with as many products on each, most are seen twice
 
@@ -77,7 +76,7 @@ class Numbers:
         return range(first, first + self.batch_size)
 
 
-class _From:
+class NumbersFrom:
     """Batch numbers without end."""
 
     def __init__(self, first: int) -> None:
@@ -85,58 +84,6 @@ class _From:
 
     def __iter__(self) -> Iterator[int]:
         return count(self.first)
-
-
-class TrainingPictures:
-    """The training stream in intervals: each `iter()` continues it for exactly `len()` batches.
-
-    One DataLoader iterator lives across intervals, so the workers go on filling their queues during an evaluation.
-
-    Args:
-        batches: of this rank, by step.
-        length: batches in an interval.
-        first_step: asked for the next step when the workers are started.
-        handed_out: told after each batch; Lightning takes them one by one from a loader with a length, so what was
-            handed out is what was trained on.
-    """
-
-    def __init__(
-        self,
-        batches: PastedBatches,
-        length: int,
-        first_step: Callable[[], int],
-        handed_out: Callable[[], None],
-        num_workers: int,
-        pin_memory: bool,
-    ) -> None:
-        self._batches, self._length, self._first_step, self._handed_out = batches, length, first_step, handed_out
-        self._num_workers, self._pin_memory = num_workers, pin_memory
-        self._iterator: Iterator[Any] | None = None  # under this name Lightning shuts its workers down at the end
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __iter__(self) -> Iterator[DetectionBatch]:
-        for _ in range(self._length):
-            if self._iterator is None:
-                steps = _From(self._first_step())
-                self._iterator = iter(_open(self._batches, steps, self._num_workers, self._pin_memory))
-            batch = next(self._iterator)
-            self._handed_out()
-            yield batch
-
-    def close(self) -> None:
-        """Stop the workers; the next `iter()` starts them where the stream stands."""
-        if shut_down := getattr(self._iterator, "_shutdown_workers", None):
-            shut_down()
-        self._iterator = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Empty, as the DataModule keeps the place; its presence tells Lightning that resuming mid-interval is safe."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing to do, see `state_dict`."""
 
 
 class ValidationPictures:
@@ -157,18 +104,4 @@ class ValidationPictures:
         return len(self._shares)
 
     def __iter__(self) -> Iterator[DetectionBatch]:
-        yield from _open(self._batches, range(len(self._shares)), self._num_workers, self._pin_memory)
-
-
-def _open(batches: PastedBatches, sampler: Iterable[int], num_workers: int, pin_memory: bool) -> DataLoader:
-    """A DataLoader over batch numbers; it keeps their order whatever the number of workers."""
-    return DataLoader(
-        batches,
-        batch_size=None,
-        sampler=sampler,
-        collate_fn=unchanged,
-        num_workers=num_workers,
-        worker_init_fn=limit_threads if num_workers else None,
-        prefetch_factor=PREFETCH_BATCHES if num_workers else None,
-        pin_memory=pin_memory,
-    )
+        yield from open_stream(self._batches, self._num_workers, self._pin_memory, range(len(self._shares)))

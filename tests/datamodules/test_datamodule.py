@@ -8,13 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
 from datamodules import DataError, InputSpec, Product1M
 from datamodules.write_shards import build
-from tests.datamodules.recording import Recording, recorded
+from tests.datamodules.recording import Checkpoint, Recording, quiet_trainer, recorded
 from tests.datamodules.tiny_catalogue import TinyCatalogue, tiny_regions
 
 GRID = InputSpec(visual_input="grid", image_size_px=8, text_length=10)
@@ -41,11 +39,6 @@ def _data(folder: Path, spec: InputSpec = GRID, **options: Any) -> Product1M:
     data = Product1M(str(folder), **settings)
     data.use_input_spec(spec)
     return data
-
-
-def _trainer(**options: Any) -> Trainer:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return Trainer(**{**quiet, "accelerator": "cpu", "enable_checkpointing": False, "max_epochs": -1, **options})
 
 
 def _rows(loader: Any) -> list[list[int]]:
@@ -151,26 +144,12 @@ def test_tables_without_opening_a_tar(folder: Path) -> None:
 # ---- resuming ----------------------------------------------------------------------------------------------------
 
 
-class _Checkpoint(Callback):
-    """Saves after some batches (inside an interval) and at the end of intervals."""
-
-    def __init__(self, folder: Path, after: set[int]) -> None:
-        self.folder, self.after = folder, after
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.global_step in self.after:
-            trainer.save_checkpoint(self.folder / f"step{trainer.global_step}.ckpt")
-
-    def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
-        trainer.save_checkpoint(self.folder / f"end{trainer.global_step}.ckpt")
-
-
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_resumed_fit_sees_the_samples_it_would_have_seen(folder: Path, tmp_path: Path, num_workers: int) -> None:
     options: dict[str, Any] = {"num_workers": num_workers, "steps_per_epoch": 5}
     (tmp_path / "whole").mkdir()
-    saves = _Checkpoint(tmp_path, {3, 5, 7})
-    _trainer(max_steps=13, callbacks=[saves]).fit(Recording(str(tmp_path / "whole")), _data(folder, **options))
+    saves = Checkpoint(tmp_path, {3, 5, 7})
+    quiet_trainer(max_steps=13, callbacks=[saves]).fit(Recording(str(tmp_path / "whole")), _data(folder, **options))
     whole = recorded(tmp_path / "whole")
     assert len(whole) == 13
     for name in ("step3", "step5", "end5", "step7", "end10"):
@@ -178,7 +157,7 @@ def test_a_resumed_fit_sees_the_samples_it_would_have_seen(folder: Path, tmp_pat
         out.mkdir()
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*not resumable.*")
-            _trainer(max_steps=13).fit(
+            quiet_trainer(max_steps=13).fit(
                 Recording(str(out)), _data(folder, **options), ckpt_path=tmp_path / f"{name}.ckpt", weights_only=True
             )
         assert recorded(out) == whole[int(name.lstrip("stepnd")) :], name
@@ -186,7 +165,7 @@ def test_a_resumed_fit_sees_the_samples_it_would_have_seen(folder: Path, tmp_pat
 
 def test_validation_between_intervals_leaves_the_stream_alone(folder: Path, tmp_path: Path) -> None:
     data = _data(folder, num_workers=1, steps_per_epoch=4)
-    _trainer(max_steps=8, num_sanity_val_steps=1).fit(Recording(str(tmp_path)), data)
+    quiet_trainer(max_steps=8, num_sanity_val_steps=1).fit(Recording(str(tmp_path)), data)
     rows = _flat(recorded(tmp_path))
     assert sorted(rows[:24]) == list(range(24))
     assert [sorted(_flat(recorded(tmp_path, stage)[-2:])) for stage in ("val0", "val1")] == [
@@ -238,9 +217,9 @@ def test_another_number_of_workers_goes_on_from_the_mean_and_says_so(folder: Pat
 def test_two_spawned_ranks_share_a_pass_and_the_evaluation(folder: Path, tmp_path: Path) -> None:
     # Lightning's spawned processes have no RANK in their environment: whoever reads it gives both ranks everything.
     data = _data(folder, batch_size=3, eval_batch_size=2)
-    saves = _Checkpoint(tmp_path, {3})
+    saves = Checkpoint(tmp_path, {3})
     options: dict[str, Any] = {"devices": 2, "strategy": "ddp_spawn", "num_sanity_val_steps": 0}
-    _trainer(max_steps=4, callbacks=[saves], **options).fit(Recording(str(tmp_path)), data)
+    quiet_trainer(max_steps=4, callbacks=[saves], **options).fit(Recording(str(tmp_path)), data)
     assert len(list(tmp_path.glob("rank*.jsonl"))) == 2
     assert sorted(_flat(recorded(tmp_path))) == list(range(24)), "one pass: the ranks read disjoint samples"
     assert sorted(_flat(recorded(tmp_path, "val0"))) == list(range(5)), "three batches for two ranks"

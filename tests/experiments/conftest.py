@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,28 @@ SMALL = [
         "--trainer.accelerator=cpu",
         "--trainer.log_every_n_steps=2",
     ),
+]
+
+CONTRACT_KEYS = [
+    "run_id",
+    "experiment",
+    "data",
+    "data_hash",
+    "scale",
+    "seed",
+    "git",
+    "config_hash",
+    "metric_version",
+    "command",
+    "hardware",
+    "steps",
+    "parameters",
+    "train_seconds",
+    "embedding_ms_per_item",
+    "skipped",
+    "unscorable",
+    "val",
+    "test",
 ]
 
 
@@ -55,3 +78,8 @@ def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert main(fit_words(shards, runs)) == 0
     (folder,) = runs.iterdir()
     return folder
+
+
+@pytest.fixture(scope="module")
+def record(run: Path) -> dict:
+    return json.loads((run / "metrics.json").read_text())

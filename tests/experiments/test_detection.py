@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from experiments import config
 from experiments.cli import main
 from experiments.history import read_history
 from experiments.report import write_report
+from tests.experiments.conftest import CONTRACT_KEYS
+from tests.experiments.interruption import check_same_weights, stopped_at
 from tests.experiments.test_config import write_folder
 from tests.experiments.test_distributed_run import ROOT, command
-from tests.experiments.test_fit import CONTRACT_KEYS
 
 SQUARES = """
 task: detection
@@ -139,28 +139,12 @@ def test_eval_equals_training(
 
 
 def test_a_run_stopped_in_its_second_interval_ends_with_the_same_weights(
-    detection_run: Path, data: Path, record: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    detection_run: Path, data: Path, record: dict[str, Any], tmp_path: Path
 ) -> None:
-    from lightning_modules.callbacks.throughput import Throughput
-
-    start = Throughput.on_train_batch_start
-
-    def stop(self: Throughput, trainer: Any, *more: Any) -> None:
-        if trainer.global_step == 4:
-            raise OSError("the machine is gone")
-        start(self, trainer, *more)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Throughput, "on_train_batch_start", stop)
-        with pytest.raises(OSError, match="the machine is gone"):
-            main(words(data, tmp_path))
+    with stopped_at(4):
+        main(words(data, tmp_path))
     assert main(words(data, tmp_path)) == 0
-
-    def weights(folder: Path) -> dict[str, torch.Tensor]:
-        return dict(torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"])
-
-    expected, found = weights(detection_run), weights(tmp_path / detection_run.name)
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    check_same_weights(detection_run, tmp_path / detection_run.name)
     assert json.loads((tmp_path / detection_run.name / "metrics.json").read_text())["test"] == record["test"]
 
 
@@ -242,8 +226,7 @@ def test_a_killed_training_goes_on_with_the_pictures_it_would_have_seen(shards: 
     assert done.returncode == 0, done.stderr
     assert "going on from" in done.stdout
     (whole,) = (tmp_path / "whole").iterdir()
-    states = [torch.load(f / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for f in (whole, killed)]
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    check_same_weights(whole, killed)
     records = [json.loads((folder / "metrics.json").read_text()) for folder in (whole, killed)]
     for split in ("pasted", "val", "test"):
         assert records[0][split] == records[1][split]

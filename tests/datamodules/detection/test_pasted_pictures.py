@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
 
 from datamodules import DataError, DetectionBatch, PastedPictures
 from datamodules.detection.collection import is_held_out
@@ -17,6 +15,7 @@ from datamodules.detection.streams import Numbers
 from datamodules.shards import Place, read_shard
 from datamodules.write_shards import build
 from tests.datamodules.detection.tiny_shots import ShotCatalogue
+from tests.datamodules.recording import Checkpoint, Recording, quiet_trainer, recorded
 from tests.datamodules.tiny_catalogue import TinyCatalogue, tiny_regions
 
 COUNTS = {"train": 80, "val": 5, "test": 7, "gallery": 12}
@@ -184,57 +183,16 @@ def test_pasted_pictures_to_validate_with_are_fixed_and_of_held_out_cut_outs(fol
 # ---- under Lightning ---------------------------------------------------------------------------------------------
 
 
-class _Recording(LightningModule):
-    """Writes down the numbers it was given."""
-
-    def __init__(self, folder: str) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.folder = folder
-
-    def _write(self, stage: str, batch: DetectionBatch) -> None:
-        with (Path(self.folder) / f"rank{self.global_rank}.jsonl").open("a") as file:
-            file.write(json.dumps([stage, batch.index_B.tolist()]) + "\n")
-
-    def training_step(self, batch: DetectionBatch, batch_idx: int) -> torch.Tensor:
-        self._write("train", batch)
-        return self.weight.sum() + batch.images_B3HW.float().mean() * 0
-
-    def validation_step(self, batch: DetectionBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._write(f"val{dataloader_idx}", batch)
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
 def _recorded(folder: Path, stage: str = "train") -> list[int]:
-    lines = [json.loads(line) for path in sorted(folder.glob("rank*.jsonl")) for line in path.open()]
-    return [row for name, rows in lines if name == stage for row in rows]
-
-
-class _Checkpoint(Callback):
-    def __init__(self, folder: Path, after: set[int]) -> None:
-        self.folder, self.after = folder, after
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.global_step in self.after:
-            trainer.save_checkpoint(self.folder / f"step{trainer.global_step}.ckpt")
-
-    def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
-        trainer.save_checkpoint(self.folder / f"end{trainer.global_step}.ckpt")
-
-
-def _trainer(**options: Any) -> Trainer:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return Trainer(**{**quiet, "accelerator": "cpu", "enable_checkpointing": False, "max_epochs": -1, **options})
+    return [row for rows in recorded(folder, stage) for row in rows]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_resumed_fit_sees_the_pictures_it_would_have_seen(folder: Path, tmp_path: Path, num_workers: int) -> None:
     (tmp_path / "whole").mkdir()
-    saves = _Checkpoint(tmp_path, {3, 4, 6})
+    saves = Checkpoint(tmp_path, {3, 4, 6})
     data = _data(folder, num_workers=num_workers)
-    _trainer(max_steps=10, callbacks=[saves]).fit(_Recording(str(tmp_path / "whole")), data)
+    quiet_trainer(max_steps=10, callbacks=[saves]).fit(Recording(str(tmp_path / "whole")), data)
     whole = _recorded(tmp_path / "whole")
     assert whole == list(range(30))
     assert sorted(set(_recorded(tmp_path / "whole", "val0"))) == list(range(7))
@@ -242,25 +200,27 @@ def test_a_resumed_fit_sees_the_pictures_it_would_have_seen(folder: Path, tmp_pa
         out = tmp_path / name
         out.mkdir()
         again = _data(folder, num_workers=num_workers)
-        _trainer(max_steps=10).fit(_Recording(str(out)), again, ckpt_path=tmp_path / f"{name}.ckpt", weights_only=True)
+        quiet_trainer(max_steps=10).fit(
+            Recording(str(out)), again, ckpt_path=tmp_path / f"{name}.ckpt", weights_only=True
+        )
         assert _recorded(out) == whole[3 * int(name.lstrip("stepnd")) :], name
 
 
 def test_accumulated_steps_resume_too(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()
     options: dict[str, Any] = {"max_steps": 6, "accumulate_grad_batches": 3}  # 4 batches an interval: 2 steps
-    saves = _Checkpoint(tmp_path, {3})
-    _trainer(callbacks=[saves], **options).fit(_Recording(str(tmp_path / "whole")), _data(folder))
+    saves = Checkpoint(tmp_path, {3})
+    quiet_trainer(callbacks=[saves], **options).fit(Recording(str(tmp_path / "whole")), _data(folder))
     (tmp_path / "rest").mkdir()
-    _trainer(**options).fit(
-        _Recording(str(tmp_path / "rest")), _data(folder), ckpt_path=tmp_path / "end4.ckpt", weights_only=True
+    quiet_trainer(**options).fit(
+        Recording(str(tmp_path / "rest")), _data(folder), ckpt_path=tmp_path / "end4.ckpt", weights_only=True
     )
     assert _recorded(tmp_path / "rest") == _recorded(tmp_path / "whole")[8 * 3 :]
 
 
 def test_two_spawned_ranks_share_pictures_and_evaluation(folder: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"devices": 2, "strategy": "ddp_spawn", "num_sanity_val_steps": 0}
-    _trainer(max_steps=4, **options).fit(_Recording(str(tmp_path)), _data(folder))
+    quiet_trainer(max_steps=4, **options).fit(Recording(str(tmp_path)), _data(folder))
     assert sorted(_recorded(tmp_path)) == list(range(2 * 4 * 3))
     assert sorted(_recorded(tmp_path, "val0")) == list(range(7)), "each exactly once"
     assert sorted(_recorded(tmp_path, "val1")) == list(range(5))

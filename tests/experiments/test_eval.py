@@ -1,0 +1,160 @@
+"""Commands on a finished run, or on an untrained model: eval, predict and test."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from datamodules import ProductBatch
+from datamodules.catalogues import open_catalogue
+from datamodules.write_shards import build
+from experiments.cli import main
+from lightning_modules import CAPTURE
+from tests.experiments.conftest import CONTRACT_KEYS, fit_words
+
+
+def test_eval_equals_training_to_the_last_digit(run: Path, record: dict, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "--run", str(run)]) == 0
+    assert "equals what training reported" in capsys.readouterr().out
+    again = json.loads((run / "metrics.json").read_text())
+    assert again["test"] == record["test"]
+    assert again["val"] == record["val"]
+    assert again["floors"] == record["floors"]
+    assert again["intervals"] == record["intervals"]
+    assert {key: again[key] for key in CONTRACT_KEYS} == {key: record[key] for key in CONTRACT_KEYS}
+
+
+def test_a_run_recorded_without_the_identical_product_and_coverage_is_evaluated_with_them(
+    run: Path, record: dict, tmp_path: Path
+) -> None:
+    copy = tmp_path / run.name
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("wandb", "test-same.*"))
+    old = json.loads((copy / "metrics.json").read_text())
+    del old["same"]
+    for numbers in (old["val"], old["test"], *old["floors"]["test"].values()):
+        for key in [key for key in numbers if "same/" in key or "coverage@" in key]:
+            del numbers[key]
+    (copy / "metrics.json").write_text(json.dumps(old))
+    config = (copy / "config.yaml").read_text()
+    assert "  same: true\n" in config
+    (copy / "config.yaml").write_text(config.replace("  same: true\n", ""))
+    assert main(["eval", "--run", str(copy)]) == 0
+    now = json.loads((copy / "metrics.json").read_text())
+    assert now["test"] == record["test"]
+    assert now["floors"]["test"]["tfidf"] == record["floors"]["test"]["tfidf"]
+    assert "same/mAP@10" not in now["floors"]["test"]["untrained"]  # that model is gone
+    assert set(now["intervals"]["test"]["untrained"]) == {"mAP@10", "mAR@10"}
+    assert (copy / "rankings" / "test-same.txt").is_file()
+
+
+def test_a_run_is_evaluated_by_instance_in_a_folder_of_its_own(run: Path, record: dict, tmp_path: Path) -> None:
+    copy = tmp_path / run.name
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("wandb"))
+    assert main(["eval", "--run", str(copy), "--data.instances=[true]"]) == 0
+    assert json.loads((copy / "metrics.json").read_text()) == record
+    (other,) = (folder for folder in tmp_path.iterdir() if folder != copy)
+    now = json.loads((other / "metrics.json").read_text())
+    assert now["level"] == record["level"] == "whole"  # true boxes are no headline
+    assert {key: now["test"][key] for key in record["test"]} == record["test"]
+    about = now["instances"]["test"]["true"]
+    assert about == {"rows": about["rows"], "mean": round(about["rows"] / 12, 4), "without": 0}
+    mean, low, high = now["intervals"]["test"]["true"]["coverage@10"]
+    assert low <= mean <= high
+    assert mean == pytest.approx(now["test"]["coverage@10"] - now["test"]["true/coverage@10"])
+    with np.load(other / "rankings" / "test.npz") as stored:
+        assert stored["true/mAR@10"].mean() == pytest.approx(now["test"]["true/mAR@10"])
+    assert not (other / "rankings" / "test-instances.txt").exists()  # it belongs to the headline
+    assert "true boxes" in (other / "log.txt").read_text()
+    assert main(["eval", "--run", str(other)]) == 0  # a normal run folder
+
+
+def test_eval_keeps_the_record_and_fails_when_numbers_differ(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / run.name
+    shutil.copytree(run, copy)
+    recorded = json.loads((copy / "metrics.json").read_text())
+    recorded["test"]["mAP@10"] += 0.01
+    (copy / "metrics.json").write_text(json.dumps(recorded))
+    with pytest.raises(RuntimeError, match=r"test/mAP@10 differs"):
+        main(["eval", "--run", str(copy)])
+    assert json.loads((copy / "metrics.json").read_text()) == recorded
+    assert (copy / "metrics-eval.json").is_file()
+
+
+def test_eval_on_other_data_uses_the_words_of_the_training(run: Path, record: dict, tmp_path: Path) -> None:
+    sizes = {"num_train_singles": 8, "num_train_multis": 4, "num_gallery": 72, "num_val": 5, "num_test": 6}
+    shop = open_catalogue("synthetic", None, seed=7, num_labels=24, image_size_px=40, **sizes)
+    build(shop, tmp_path / "data" / "other", shard_size=32, progress=False)
+    copy = tmp_path / "runs" / run.name
+    shutil.copytree(run, copy)
+    assert main(["eval", "--run", str(copy), "--data", str(tmp_path / "data" / "other")]) == 0
+    (folder,) = [path for path in copy.parent.iterdir() if path != copy]
+    found = json.loads((folder / "metrics.json").read_text())
+    assert (found["data"], found["steps"], found["parameters"]) == ("other", record["steps"], record["parameters"])
+    assert json.loads((copy / "metrics.json").read_text()) == record
+    assert main(["eval", "--run", str(folder)]) == 0
+
+
+def test_an_untrained_model_leaves_a_normal_run_folder(shards: Path, tmp_path: Path) -> None:
+    words = ["eval", "--exp", "capture", "--data", str(shards), "--scale", "tiny", "--runs", str(tmp_path)]
+    small = [word for word in fit_words(shards, tmp_path)[8:] if not word.startswith("--trainer.max")]
+    assert main([*words, *[word for word in small if word.startswith("--model")]]) == 0
+    (folder,) = tmp_path.iterdir()
+    found = json.loads((folder / "metrics.json").read_text())
+    assert found["steps"] == 0
+    assert found["random_weights"] is True
+    said = (folder / "log.txt").read_text()
+    assert "CAPTURE starts from random weights here" in said
+    assert "random weights, nothing trained" in said[said.index(folder.name) :]
+    assert set(CONTRACT_KEYS) <= set(found)
+    assert (folder / "rankings" / "test.txt").is_file()
+    assert main(["eval", "--run", str(folder)]) == 0
+
+
+def test_re_ranking_is_recorded_with_its_cost_and_evaluates_to_the_same(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def by_caption(self: CAPTURE, queries: ProductBatch, items: ProductBatch) -> torch.Tensor:
+        return (self.encode(queries)["text"] * self.encode(items)["text"]).sum(-1)
+
+    monkeypatch.setattr(CAPTURE, "match", by_caption)
+    words = ["eval", "--exp", "capture", "--data", str(shards), "--scale", "tiny", "--runs", str(tmp_path)]
+    small = [word for word in fit_words(shards, tmp_path)[8:] if word.startswith("--model")]
+    assert main([*words, *small, "--evaluation.rerank=72"]) == 0  # the whole gallery
+    assert "re-ranked" in capsys.readouterr().out
+    (folder,) = tmp_path.iterdir()
+    found = json.loads((folder / "metrics.json").read_text())
+    cost = found["rerank"]
+    assert (cost["depth"], cost["pairs"]) == (72, 12 * 72)
+    assert cost["seconds"] > 0
+    assert "--evaluation.rerank=72" in cost["command"]
+    assert found["test"]["rerank/mAP@10"] == pytest.approx(found["test"]["text/mAP@10"], abs=0.02)  # near-ties apart
+    mean = found["intervals"]["test"]["rerank"]["mAP@10"][0]
+    assert mean == pytest.approx(found["test"]["mAP@10"] - found["test"]["rerank/mAP@10"])
+    assert not any(key.startswith("rerank/") for key in found["val"])
+    assert main(["eval", "--run", str(folder)]) == 0
+    assert json.loads((folder / "metrics.json").read_text())["test"] == found["test"]
+    capsys.readouterr()
+    assert main(["eval", "--run", str(folder), "--evaluation.rerank=5"]) == 0  # other numbers, and no other embedding
+    assert f"re-ranked: rerank/… under test in {folder}/metrics.json" in capsys.readouterr().out
+    assert "--evaluation.rerank=5" in json.loads((folder / "metrics.json").read_text())["rerank"]["command"]
+
+
+def test_predict_writes_unit_vectors_of_all_items(run: Path, shards: Path) -> None:
+    assert main(["predict", *fit_words(shards, run.parent)[1:]]) == 0
+    with np.load(run / "embeddings" / "gallery.npz") as stored:
+        assert stored["ids"].tolist() == [line.split("#")[0] for line in (shards / "annotations/gallery.txt").open()]
+        np.testing.assert_allclose(np.linalg.norm(stored["product"], axis=1), 1, rtol=1e-5)
+
+
+def test_test_prints_the_metrics_of_the_best_checkpoint(
+    run: Path, record: dict, shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["test", *fit_words(shards, run.parent)[1:]]) == 0
+    text = capsys.readouterr().out
+    shown = json.loads(text[text.index("{") :])
+    assert shown["mAP@10"] == record["test"]["mAP@10"]
