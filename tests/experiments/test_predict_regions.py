@@ -142,7 +142,7 @@ def test_another_detector_under_the_name_needs_another_name_or_fresh(
     other = words(folder, checkpoint, "--model.min_score=0.5")
     assert main(other) == 2
     told = capsys.readouterr().err
-    assert "min_score 0.05 -> 0.5. Give this one another name (--name), or write it over (--fresh)" in told
+    assert "min_score 0.3 -> 0.5. Give this one another name (--name), or write it over (--fresh)" in told
     assert main([*other, "--name", "few"]) == 0
     assert main([*other, "--fresh"]) == 0
     sets = read_manifest(folder)["region_sets"]
