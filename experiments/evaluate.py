@@ -37,8 +37,9 @@ def measure(engine: Any, checkpoint: Path | None) -> dict[str, Any]:
     """
     path = str(checkpoint) if checkpoint else None
     with _silent(engine.trainer), _naming(path):
-        for evaluate in (engine.trainer.validate, engine.trainer.test):
-            evaluate(engine.model, datamodule=engine.data, ckpt_path=path, verbose=False, weights_only=True)
+        # Loaded once: the checkpoint's choice of a vector would take the place of what val has just chosen.
+        for evaluate, weights in ((engine.trainer.validate, path), (engine.trainer.test, None)):
+            evaluate(engine.model, datamodule=engine.data, ckpt_path=weights, verbose=False, weights_only=True)
     return dict(engine.evaluation.results)
 
 
