@@ -84,7 +84,7 @@ def evaluate_run(path: str, data: str | None, overrides: list[str], command: str
         return _evaluate_own(source, composition, command)
     target = run_folder(composition, source.root.parent, {"weights_of": source.run_id})
     before = read_metrics(source) if source.metrics.is_file() else {}
-    before = {key: before[key] for key in ("steps", "parameters") if key in before}
+    before = {key: before[key] for key in ("steps", "parameters", "cut_outs") if key in before}
     return _evaluate_into(target, composition, source.best if source.best.is_file() else None, command, before)
 
 
