@@ -20,10 +20,11 @@ from experiments.runs import RunFolder, open_run, read_metrics, run_folder, writ
 from experiments.tasks import DEFAULT_TASK
 
 TOLERANCE = 1e-6  # between two evaluations of one checkpoint, on one process or several
-# What queries are read by. Other values give other numbers, which belong in a run folder of their own.
+# What queries are read by, and what a detector's boxes must score. Other values give other numbers, which belong in a
+# run folder of their own.
 READ_BY = {
     "data": ("region_set", "instances", "instance_min_score", "max_instances", "instance_nms_iou", "crop_margin"),
-    "evaluation": ("level", "merge"),
+    "evaluation": ("level", "merge", "min_score"),
 }
 
 

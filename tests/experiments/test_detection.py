@@ -151,6 +151,19 @@ def test_on_other_data_the_record_still_says_what_was_trained_on(
     assert found["cut_outs"] == record["cut_outs"]
 
 
+def test_another_least_score_gives_numbers_of_another_run(
+    detection_run: Path, record: dict[str, Any], tmp_path: Path
+) -> None:
+    copy = tmp_path / detection_run.name
+    shutil.copytree(detection_run, copy)
+    assert main(["eval", "--run", str(copy), "--evaluation.min_score=0"]) == 0
+    (other,) = (folder for folder in tmp_path.glob("squares-*") if folder != copy)
+    found = json.loads((other / "metrics.json").read_text())["test"]
+    assert found["recall@36/IoU50"] == record["test"]["recall@36/IoU50"]
+    assert found["proposals"] > record["test"]["proposals"]
+    assert json.loads((copy / "metrics.json").read_text()) == record
+
+
 def test_a_run_stopped_in_its_second_interval_ends_with_the_same_weights(
     detection_run: Path, data: Path, record: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
