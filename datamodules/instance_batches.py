@@ -122,7 +122,10 @@ class InstanceBatchMaker(BatchMaker):
             elif TRUTH in sample.members:
                 where, boxes = f".{TRUTH}", self._read_regions(TRUTH, sample, record)
                 check_finite(boxes.features_RD.astype(np.float16))
-            else:  # a record without boxes: nothing known
+            elif record.get("boxes"):
+                where = f".{TRUTH}"
+                raise BadRegionsError("missing_regions", "missing, though the record has `boxes`")
+            else:  # nothing known
                 boxes = regions._replace(boxes_R4=regions.boxes_R4[:0], features_RD=regions.features_RD[:0])
             check_instance_boxes(boxes)
         except BadRegionsError as error:

@@ -40,7 +40,8 @@ class DetectionTask(Task):
         record["unscorable"] = 0
         # A folder whose queries have no true boxes has nothing to say of them.
         record |= {split: dict(outcome.results.get(split, {})) for split in self.splits}
-        record["cut_outs"] = dict(outcome.engine.data.cut_outs)
+        # Those it was trained on: an evaluation on other data pastes pictures of other ones.
+        record["cut_outs"] = dict(training.get("cut_outs") or outcome.engine.data.cut_outs)
 
     def log_results(self, engine: Any, run: RunFolder, record: dict[str, Any]) -> None:
         final = {f"test/{key}": value for key, value in record["test"].items()}

@@ -20,10 +20,11 @@ from experiments.runs import RunFolder, open_run, read_metrics, run_folder, writ
 from experiments.tasks import DEFAULT_TASK
 
 TOLERANCE = 1e-6  # between two evaluations of one checkpoint, on one process or several
-# What queries are read by. Other values give other numbers, which belong in a run folder of their own.
+# What queries are read by, and what a detector's boxes must score. Other values give other numbers, which belong in a
+# run folder of their own.
 READ_BY = {
     "data": ("region_set", "instances", "instance_min_score", "max_instances", "instance_nms_iou", "crop_margin"),
-    "evaluation": ("level", "merge"),
+    "evaluation": ("level", "merge", "min_score"),
 }
 
 
@@ -37,8 +38,9 @@ def measure(engine: Any, checkpoint: Path | None) -> dict[str, Any]:
     """
     path = str(checkpoint) if checkpoint else None
     with _silent(engine.trainer), _naming(path):
-        for evaluate in (engine.trainer.validate, engine.trainer.test):
-            evaluate(engine.model, datamodule=engine.data, ckpt_path=path, verbose=False, weights_only=True)
+        # Loaded once: the checkpoint's choice of a vector would take the place of what val has just chosen.
+        for evaluate, weights in ((engine.trainer.validate, path), (engine.trainer.test, None)):
+            evaluate(engine.model, datamodule=engine.data, ckpt_path=weights, verbose=False, weights_only=True)
     return dict(engine.evaluation.results)
 
 
@@ -83,7 +85,7 @@ def evaluate_run(path: str, data: str | None, overrides: list[str], command: str
         return _evaluate_own(source, composition, command)
     target = run_folder(composition, source.root.parent, {"weights_of": source.run_id})
     before = read_metrics(source) if source.metrics.is_file() else {}
-    before = {key: before[key] for key in ("steps", "parameters") if key in before}
+    before = {key: before[key] for key in ("steps", "parameters", "cut_outs") if key in before}
     return _evaluate_into(target, composition, source.best if source.best.is_file() else None, command, before)
 
 

@@ -232,7 +232,11 @@ def read_detector(path: str) -> dict[str, Tensor]:
     """
     if not Path(path).is_file():
         raise ModelError(f"model.weights {path!r}: no such file; give a checkpoint of a detector, or leave it empty")
-    stored = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as problem:  # torch has many for what is no checkpoint
+        reason = (str(problem).splitlines() or [type(problem).__name__])[0]
+        raise ModelError(f"model.weights {path!r}: no checkpoint that torch can read ({reason})") from problem
     state = stored.get("state_dict", stored) if isinstance(stored, dict) else {}
     if not any(key.startswith("network.") for key in state):
         state = {f"network.{key}": value for key, value in state.items()}
@@ -243,7 +247,8 @@ def read_detector(path: str) -> dict[str, Tensor]:
     if len(head) != NUM_CLASSES:
         raise ModelError(
             f"model.weights {path!r}: {_CLASS_WEIGHT} knows {len(head)} classes, this detector {NUM_CLASSES} (a "
-            "product, or ground); its backbone alone can be used through model.backbone_weights"
+            "product, or ground); leave model.weights empty: a ResNet-50 can start from ImageNet's weights "
+            "(model.backbone_weights=IMAGENET1K_V2)"
         )
     return state
 

@@ -138,7 +138,7 @@ def _singles(folder: ShardFolder, source: Source, skipped: Counter[str]) -> Iter
         for sample in read_shard(folder.path / shard["file"], first):
             try:
                 kind = json.loads(sample.members[RECORD])["kind"]
-            except (KeyError, TypeError, ValueError):
+            except (KeyError, TypeError, ValueError, RecursionError):
                 skipped["malformed_record"] += 1
                 continue
             if kind in wanted:

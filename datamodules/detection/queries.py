@@ -52,16 +52,16 @@ class DetectionBatchMaker:
         Raises:
             DataError: damaged record or picture, or boxes that cannot be; nothing is left out of an evaluation.
         """
-        where = f"{self.folder / sample.file}, sample '{{}}'"
+        where = f"{self.folder / sample.file}, sample "
         remedy = (
             f"List all damaged samples with `python -m experiments data verify {self.folder}`, then repair the raw "
             "data and build again."
         )
         try:
             record = json.loads(sample.members[RECORD])
-            where = where.format(record["id"])
-        except (KeyError, TypeError, ValueError):
-            where = where.format(f"row {sample.row + self.first_row}")
+            where += f"'{record['id']}'"
+        except (KeyError, TypeError, ValueError, RecursionError):
+            where += f"'row {sample.row + self.first_row}'"
             raise DataError(f"{where}: its .{RECORD} is missing or malformed. {remedy}") from None
         if PICTURE not in sample.members:
             raise DataError(f"{where}: it has no .{PICTURE}. {remedy}")

@@ -127,7 +127,11 @@ def build_resnet(name: str, weights: str | None) -> Any:
     net = get_model(name, weights=None, norm_layer=FrozenBatchNorm2d if weights else _group_norm)
     if weights:
         # strict: a checkpoint of another architecture must not load half-way; users of a part take it afterwards
-        net.load_state_dict(_read_weights(name, weights), strict=True)
+        try:
+            net.load_state_dict(_read_weights(name, weights), strict=True)
+        except RuntimeError as problem:
+            reason = [line.strip() for line in str(problem).splitlines()][1:2] or [str(problem)]
+            raise ModelError(f"backbone weights {weights!r} do not fit {name}: {reason[0][:200]}") from None
     return net
 
 

@@ -189,6 +189,13 @@ def test_a_bad_detected_box_is_named(folder: Path) -> None:
         _rows(folder, broken)
 
 
+def test_known_boxes_without_features_are_not_read_as_unknown(folder: Path) -> None:
+    sample = _sample(boxes=[[1, 1, 9, 9]])._replace(sidecar="test-regions-mine-000000.tar")
+    with pytest.raises(DataError, match=r"test-regions-mine-000000\.tar, sample 'test001', \.truth\.npz: missing"):
+        _rows(folder, sample, kind="true")
+    assert _rows(folder, _sample(), kind="true").instance_score_B.tolist() == [0], "of this one nothing is known"
+
+
 def test_an_upper_bound_leaves_no_box_out(folder: Path) -> None:
     boxes = [[n, n, n + 5, n + 5] for n in range(11)]
     with pytest.raises(DataError, match=r"sample 'test001': 11 true boxes, data\.max_instances=10. Raise it"):

@@ -20,6 +20,7 @@ from experiments.history import read_history
 from experiments.report import write_report
 from tests.experiments.conftest import CONTRACT_KEYS
 from tests.experiments.interruption import check_same_weights, stopped_at
+from tests.experiments.square_pictures import SquarePictures
 from tests.experiments.test_config import write_folder
 from tests.experiments.test_distributed_run import ROOT, command
 
@@ -136,6 +137,32 @@ def test_eval_equals_training(
     (copy / "metrics.json").write_text(json.dumps(again))
     with pytest.raises(RuntimeError, match="pasted/recall@10/IoU50 differs"):
         main(["eval", "--run", str(copy)])
+
+
+def test_on_other_data_the_record_still_says_what_was_trained_on(
+    detection_run: Path, record: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / detection_run.name
+    shutil.copytree(detection_run, copy)
+    other = write_folder(tmp_path / "other", "other", data_hash="fedcba9876543210")
+    monkeypatch.setattr(SquarePictures, "cut_outs", {"source": "gallery", "outline": 1, "tile": 0})
+    assert main(["eval", "--run", str(copy), "--data", str(other)]) == 0
+    (found,) = (json.loads(file.read_text()) for file in tmp_path.glob("squares-other-*/metrics.json"))
+    assert (found["data"], found["steps"]) == ("other", 6)
+    assert found["cut_outs"] == record["cut_outs"]
+
+
+def test_another_least_score_gives_numbers_of_another_run(
+    detection_run: Path, record: dict[str, Any], tmp_path: Path
+) -> None:
+    copy = tmp_path / detection_run.name
+    shutil.copytree(detection_run, copy)
+    assert main(["eval", "--run", str(copy), "--evaluation.min_score=0"]) == 0
+    (other,) = (folder for folder in tmp_path.glob("squares-*") if folder != copy)
+    found = json.loads((other / "metrics.json").read_text())["test"]
+    assert found["recall@36/IoU50"] == record["test"]["recall@36/IoU50"]
+    assert found["proposals"] > record["test"]["proposals"]
+    assert json.loads((copy / "metrics.json").read_text()) == record
 
 
 def test_a_run_stopped_in_its_second_interval_ends_with_the_same_weights(

@@ -17,7 +17,7 @@ from tests.experiments.conftest import SMALL
 
 def _callbacks(shards: Path, root: Path, *words: str) -> list[GraphRefresh]:
     composed = compose("capture", str(shards), "tiny", 0, [*SMALL, "--trainer.enable_progress_bar=false", *words])
-    trainer = build(composed.config, RunFolder(root)).trainer
+    trainer = build(composed, RunFolder(root)).trainer
     return [callback for callback in trainer.callbacks if isinstance(callback, GraphRefresh)]
 
 

@@ -148,6 +148,21 @@ def test_weights_of_something_else_are_no_detector(tmp_path: Path) -> None:
         tiny_detector(weights=str(file)).setup("fit")
 
 
+def test_a_file_that_is_no_checkpoint_is_told_in_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "hello.pt"
+    file.write_text("hello")
+    with pytest.raises(ModelError, match=r"hello\.pt.*no checkpoint that torch can read"):
+        tiny_detector(weights=str(file)).setup("fit")
+
+
+def test_a_backbone_of_another_network_is_refused_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "coco.pt"
+    network = fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None, num_classes=91)
+    torch.save(network.state_dict(), file)
+    with pytest.raises(ModelError, match=r"coco\.pt' do not fit resnet50"):
+        InstanceDetector(image_size_px=64, backbone_weights=str(file))
+
+
 def test_the_paper_network_has_the_published_parts() -> None:
     model = InstanceDetector(image_size_px=64, rois=16, proposals=50)
     assert model.region_width == 1024

@@ -293,8 +293,9 @@ def test_a_record_without_boxes_has_none(tmp_path: Path, boxes: Any) -> None:
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_damaged_picture_names_the_sample(tmp_path: Path, num_workers: int) -> None:
-    data = _data(_build(tmp_path, ShotCatalogue({**COUNTS, "train": 8})), num_workers=num_workers)
-    path = tmp_path / "test-000000.tar"
+    folder = tmp_path / "of {ours}"
+    data = _data(_build(folder, ShotCatalogue({**COUNTS, "train": 8})), num_workers=num_workers)
+    path = folder / "test-000000.tar"
     content = path.read_bytes()
     start = content.index(b"\xff\xd8\xff")
     path.write_bytes(content[:start] + bytes(40) + content[start + 40 :])
