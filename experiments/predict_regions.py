@@ -61,6 +61,8 @@ def predict_regions(
         raise UsageError(
             f"{data.path} holds no pictures, only regions: there is nothing to look at; build it with them"
         )
+    if checkpoint is None and run.finished() is None:
+        say(f"{run.root} has not finished its training: these are boxes of its best checkpoint so far")
     with opened(run):
         engine = build(composition, run)
         engine.data.trainer = engine.trainer

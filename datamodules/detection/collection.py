@@ -88,7 +88,13 @@ def collect(folder: ShardFolder, image_size_px: int, most: int) -> Collection:
         photo.thumbnail((PHOTO_PX, PHOTO_PX))
         found.append((sample.row, cut, np.asarray(photo)))
         num_bytes += cut.pixels_HW4.nbytes
-        if len(found) == most or num_bytes >= MOST_BYTES:
+        if len(found) == most:
+            break
+        if num_bytes >= MOST_BYTES:
+            log.warning(
+                "data.num_cut_outs=%d: %d cut-outs of up to %d px fill the %d MiB kept for them; the rest is not used.",
+                *(most, len(found), side_px, MOST_BYTES >> 20),
+            )
             break
     if len(found) < 2:
         raise DataError(

@@ -42,6 +42,17 @@ class DetectionEvaluation(Callback):
         self.results: dict[str, dict[str, float]] = {}  # name of what was evaluated -> metrics
         self._sums: list[dict[str, float]] = []  # per loader: counts of this rank
 
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Refuse cut-offs that leave out what chooses the checkpoint, before anything is trained."""
+        for checkpoint in trainer.checkpoint_callbacks:
+            monitor = str(getattr(checkpoint, "monitor", None) or "")
+            name, _, key = monitor.partition("/")
+            if key.startswith("recall@") and key not in self._recall_keys():
+                raise ModelError(
+                    f"checkpoint.monitor={monitor} is not measured: evaluation.ks and evaluation.ious give "
+                    f"{name}/… of {', '.join(self._recall_keys())}"
+                )
+
     def on_validation_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._start(trainer, "val")
 

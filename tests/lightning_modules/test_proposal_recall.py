@@ -106,3 +106,11 @@ def test_without_true_boxes_only_proposals_are_counted() -> None:
 def test_bad_settings_are_refused(settings: dict) -> None:
     with pytest.raises(ModelError, match="must lie in"):
         DetectionEvaluation(**settings)
+
+
+def test_cut_offs_that_leave_out_the_monitored_number_are_refused() -> None:
+    trainer: Any = SimpleNamespace(checkpoint_callbacks=[SimpleNamespace(monitor="pasted/recall@10/IoU75")])
+    module: Any = Module()
+    DetectionEvaluation().setup(trainer, module, "fit")
+    with pytest.raises(ModelError, match=r"pasted/recall@10/IoU75 is not measured"):
+        DetectionEvaluation(ks=(5,)).setup(trainer, module, "fit")
