@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Mapping
 from pathlib import Path
@@ -78,7 +79,16 @@ class DetectionTask(Task):
 
     def page(self, folder: RunFolder, record: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         shown = {"columns": list(COLUMNS.values()), "rows": rows(record), "cut_outs": cut_outs(record)}
-        return "detection.html.j2", shown
+        return "detection.html.j2", shown | {"sheets": _sheets(folder)}
+
+
+def _sheets(folder: RunFolder) -> dict[str, str]:
+    """The region sets this detector has written: name -> its contact sheet as a data url."""
+    files = sorted(folder.root.glob("regions-*.png"))
+    return {
+        file.stem.removeprefix("regions-"): "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
+        for file in files
+    }
 
 
 TASK = DetectionTask()

@@ -257,3 +257,13 @@ def test_a_killed_training_goes_on_with_the_pictures_it_would_have_seen(shards: 
     records = [json.loads((folder / "metrics.json").read_text()) for folder in (whole, killed)]
     for split in ("pasted", "val", "test"):
         assert records[0][split] == records[1][split]
+
+
+def test_the_page_shows_the_sheets_of_the_region_sets(detection_run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / detection_run.name
+    shutil.copytree(detection_run, copy)
+    (copy / "regions-few.png").write_bytes(b"a picture")
+    page = write_report(str(copy), str(tmp_path / "page.html")).read_text()
+    assert "Region set “few”" in page
+    assert "data:image/png;base64,YSBwaWN0dXJl" in page
+    assert "Region set" not in write_report(str(detection_run), str(tmp_path / "other.html")).read_text()
