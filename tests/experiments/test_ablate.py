@@ -432,3 +432,45 @@ def test_a_small_table_from_its_runs_to_its_text(
     assert "2 runs, 1 of them finished" in capsys.readouterr().out
     assert main(["table", "--table", "mine", "--runs", str(home / "runs")]) == 0
     assert capsys.readouterr().out.count("(n = 1, seed 0;") == 2
+
+
+REAL_PARENT = """
+import sys
+from pathlib import Path
+from experiments import table_rows
+from experiments.cli import main
+table_rows.HOME = Path(sys.argv[1])
+sys.exit(main(["ablate", "mine", "--runs", sys.argv[1] + "/runs"]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_real_training_that_was_stopped_goes_on(
+    home: Path, write: Callable[..., None], number: signal.Signals
+) -> None:
+    settings = {word[2:].partition("=")[0]: word.partition("=")[2] for word in SMALL} | {"trainer.max_steps": "60"}
+    write(
+        f"\n  - {{label: all, set: {{{', '.join(f'{key}: {value}' for key, value in settings.items())}}}}}", seeds=[0]
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled"}
+    words = [sys.executable, "-c", REAL_PARENT, str(home)]
+    parent = subprocess.Popen(
+        words, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not list(home.glob("runs/*/checkpoints/last.ckpt")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(parent.pid, number)
+    said, _ = parent.communicate(timeout=90)
+    assert ("stopped   all, seed 0" in said) is (number == signal.SIGTERM)
+    assert parent.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    (run,) = home.glob("runs/capture-*")
+    assert not (run / "metrics.json").exists()
+    assert (run / "run.lock").exists() is (number == signal.SIGKILL)  # of a dead owner, and so taken over
+    again = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert re.search(r"started   all, seed 0 .*\(after step \d+ of 60\)", again.stdout)
+    assert "going on from" in (run / "log.txt").read_text()
+    assert json.loads((run / "metrics.json").read_text())["steps"] == 60
