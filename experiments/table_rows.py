@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from experiments.config import HOME, Loader, compose
+from experiments.config import HOME, Composition, Loader, compose
 from experiments.errors import UsageError, nearest
 from experiments.runs import RunFolder, open_run, read_metrics, run_folder
 from experiments.scoreboard import COLUMNS
@@ -30,6 +30,43 @@ KEYS = (
 # In the identical-product task, which has cut-offs of its own, a query has one product: no mAR, no coverage.
 COLUMN = re.compile(r"(mAP|mAR|Prec|coverage)@[1-9]\d*|same/(mAP|Prec)@(1|5|10)")
 ROW_KEYS = ("label", "experiment", "data", "scale", "seeds", "set", "published", "own_feature")
+RUNS = Path("runs")
+DEFAULTS: dict[str, Any] = {"experiment": "capture", "scale": "tiny", "seeds": [0]}
+
+
+class Choice(NamedTuple):
+    """What a command says over a table's file, for all of its rows; None: as the file has it."""
+
+    data: str | None = None
+    scale: str | None = None
+    seeds: tuple[int, ...] | None = None
+
+    def given(self) -> dict[str, Any]:
+        """What is said."""
+        found: dict[str, Any] = {key: value for key, value in self._asdict().items() if value is not None}
+        return found
+
+    def __str__(self) -> str:
+        words = {"data": self.data, "scale": self.scale, "seeds": ", ".join(map(str, self.seeds or ()))}
+        return ", ".join(f"{key} {value}" for key, value in words.items() if value)
+
+
+AS_IN_FILE = Choice()
+
+
+class TableFile(NamedTuple):
+    """A table's file, and its rows with everything they have from the file's head and from the command filled in."""
+
+    file: Path
+    content: dict[str, Any]
+    entries: list[dict[str, Any]]
+    choice: Choice
+
+    @property
+    def title(self) -> str:
+        """Of the file, with what the command chose otherwise."""
+        title = str(self.content.get("title", self.file.stem))
+        return f"{title} [{self.choice}]" if self.choice.given() else title
 
 
 class Row(NamedTuple):
@@ -71,28 +108,87 @@ def group_runs(paths: list[Path]) -> Plan:
     return Plan(list(groups.values()))
 
 
-def read_plan(name: str) -> Plan:
+def read_plan(name: str, choice: Choice = AS_IN_FILE, home: Path = RUNS) -> Plan:
     """A table's file and the finished runs of its rows.
+
+    Args:
+        home: Where run folders are.
 
     Raises:
         UsageError: If there is no such table, or a key, base row, number or feature is wrong.
     """
-    files = {file.stem: file for file in sorted((HOME / "ablations").glob("*.yaml"))}
-    if name not in files:
-        raise UsageError(f"unknown table {name!r}: {nearest(name, files)}")
-    content = read_file(files[name])
-    defaults = {"experiment": "capture", "scale": "tiny", "seeds": [0], **content}
-    rows = [_find_runs({**defaults, **entry}, files[name]) for entry in content["rows"]]
+    table = open_table(name, choice)
+    content = table.content
+    rows = [_find_runs(entry, table.file, home) for entry in table.entries]
     labels, base = [row.label for row in rows], content.get("base")
     return Plan(
         rows,
-        str(content.get("title", name)),
+        table.title,
         None if base is None else rows[labels.index(str(base))],
         content.get("published_source"),
         bool(content.get("costs", False)),
         bool(content.get("blocks", True)),
         tuple(content.get("columns", COLUMNS)),
     )
+
+
+def open_table(name: str, choice: Choice = AS_IN_FILE) -> TableFile:
+    """The file of a table by its name.
+
+    Raises:
+        UsageError: If there is no such table, or its file is wrong as far as that can be told without its runs.
+    """
+    files = {file.stem: file for file in sorted((HOME / "ablations").glob("*.yaml"))}
+    if name not in files:
+        raise UsageError(f"unknown table {name!r}: {nearest(name, files)}")
+    content = read_file(files[name])
+    entries = [{**DEFAULTS, **content, **entry, **choice.given()} for entry in content["rows"]]
+    for entry in entries:
+        if "data" not in entry:
+            raise UsageError(f"{files[name]}: {entry['label']}: no data: name it there or as DATA=<name> (--data)")
+    return TableFile(files[name], content, entries, choice)
+
+
+def row_settings(entry: dict[str, Any]) -> list[str]:
+    """What a row sets, as words of a command line: `--model.lr=0.0005`."""
+    settings = [
+        f"--{key}={yaml.safe_dump(value, default_flow_style=True, width=10_000)}"
+        for key, value in (entry.get("set") or {}).items()
+    ]
+    return [setting.removesuffix("\n").removesuffix("\n...") for setting in settings]
+
+
+def compose_row(entry: dict[str, Any], seed: int) -> Composition:
+    """The configuration of a row's run with one of its seeds.
+
+    Raises:
+        UsageError: On an unknown name or key, a value of the wrong type, or an experiment that no table shows.
+    """
+    words = row_settings(entry)
+    composition = compose(str(entry["experiment"]), str(entry["data"]), str(entry["scale"]), seed, words)
+    if composition.task.name != DEFAULT_TASK:
+        raise UsageError(
+            f"{entry['experiment']}: {composition.task.name} has no retrieval metrics, so no table shows it"
+        )
+    return composition
+
+
+def parse_seeds(text: str | None) -> tuple[int, ...] | None:
+    """`0,1,2` as a command line has it; None where it says nothing.
+
+    Raises:
+        UsageError: If a word is no number of 0 or more, or comes twice.
+    """
+    if text is None:
+        return None
+    words = [word.strip() for word in text.split(",")]
+    for word in words:
+        if not (word.isascii() and word.isdigit()):
+            raise UsageError(f"--seeds {text}: {word!r} is no seed: write numbers of 0 or more, as in 0,1,2")
+    seeds = tuple(map(int, words))
+    if len(set(seeds)) < len(seeds):
+        raise UsageError(f"--seeds {text}: a seed is given twice")
+    return seeds
 
 
 def read_file(file: Path) -> dict[str, Any]:
@@ -103,11 +199,16 @@ def read_file(file: Path) -> dict[str, Any]:
         _check_keys(entry, ROW_KEYS, file)
         if "label" not in entry:
             raise UsageError(f"{file}: a row has no label: {entry}")
+        _check_run(entry, file, f"{entry['label']}: ")
         _check_published(entry, content, file)
+    _check_run(content, file)
     _check_columns(content.get("columns", list(COLUMNS)), file)
     labels, base = [str(entry["label"]) for entry in content.get("rows") or []], content.get("base")
     if not labels:
         raise UsageError(f"{file}: rows: wants at least one row")
+    twice = [label for label in labels if labels.count(label) > 1]
+    if twice:
+        raise UsageError(f"{file}: two rows are called {twice[0]!r}: rows are told by their labels")
     if base is not None and str(base) not in labels:
         raise UsageError(f"{file}: base {base!r} is no row: {nearest(str(base), labels)}")
     compared = [key for key in ("costs", "published_source") if content.get(key)]
@@ -124,6 +225,17 @@ def _check_keys(content: Any, known: tuple[str, ...], file: Path) -> None:
     for key in content:
         if key not in known:
             raise UsageError(f"{file}: unknown key {key}: {nearest(str(key), known)}")
+
+
+def _check_run(part: dict[str, Any], file: Path, where: str = "") -> None:
+    """Seeds and settings, of a row or of the file's head."""
+    seeds = part.get("seeds", [0])
+    numbers = isinstance(seeds, list) and seeds and all(type(seed) is int and seed >= 0 for seed in seeds)
+    if not numbers or len(set(seeds)) < len(seeds):
+        raise UsageError(f"{file}: {where}seeds: expected a list of different numbers of 0 or more, got {seeds!r}")
+    settings = part.get("set") or {}
+    if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
+        raise UsageError(f"{file}: {where}set: expected keys and values such as {{model.lr: 5.0e-5}}, got {settings!r}")
 
 
 def _check_columns(columns: Any, file: Path) -> None:
@@ -145,16 +257,11 @@ def _check_published(entry: dict[str, Any], content: dict[str, Any], file: Path)
         raise UsageError(f"{file}: published numbers want a published_source that says where they stand")
 
 
-def _find_runs(entry: dict[str, Any], file: Path) -> Row:
+def _find_runs(entry: dict[str, Any], file: Path, home: Path) -> Row:
     row = Row(str(entry["label"]), [], [], published=entry.get("published"), own_feature=entry.get("own_feature"))
-    settings = [
-        f"--{key}={yaml.safe_dump(value, default_flow_style=True)}" for key, value in entry.get("set", {}).items()
-    ]
-    settings = [setting.removesuffix("\n").removesuffix("\n...") for setting in settings]
     missing = 0
     for seed in entry["seeds"]:
-        composition = compose(entry["experiment"], entry["data"], entry["scale"], int(seed), settings)
-        run = run_folder(composition, Path("runs"))
+        run = run_folder(compose_row(entry, seed), home)
         record = run.finished()
         if record is None:
             missing += 1
