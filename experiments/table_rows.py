@@ -11,7 +11,7 @@ import yaml
 from experiments.config import HOME, Composition, Loader, compose
 from experiments.errors import UsageError, nearest
 from experiments.runs import RunFolder, open_run, read_metrics, run_folder
-from experiments.scoreboard import COLUMNS
+from experiments.scoreboard import COLUMNS, LEVEL_COLUMNS
 from experiments.tasks import DEFAULT_TASK, task_of
 
 KEYS = (
@@ -93,7 +93,7 @@ class Plan(NamedTuple):
 
 
 def group_runs(paths: list[Path]) -> Plan:
-    """Runs that differ in their seed only are one row."""
+    """Runs that differ in their seed only are one row; where queries were read by instance, coverage is shown too."""
     groups: dict[tuple[str, ...], Row] = {}
     for path in paths:
         run = open_run(path)
@@ -105,7 +105,8 @@ def group_runs(paths: list[Path]) -> Plan:
             raise UsageError(f"{path}: seed {record['seed']} of {row.label} is given twice")
         row.runs.append(run)
         row.records.append(record)
-    return Plan(list(groups.values()))
+    by_instance = any(record.get("instances") for row in groups.values() for record in row.records)
+    return Plan(list(groups.values()), columns=LEVEL_COLUMNS if by_instance else COLUMNS)
 
 
 def read_plan(name: str, choice: Choice = AS_IN_FILE, home: Path = RUNS) -> Plan:
