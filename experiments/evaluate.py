@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -83,7 +84,7 @@ def evaluate_run(path: str, data: str | None, overrides: list[str], command: str
         raise UsageError(f"{source.best}: missing, so there is nothing to evaluate; `make train` again writes it")
     if own:
         return _evaluate_own(source, composition, command)
-    target = run_folder(composition, source.root.parent, {"weights_of": source.run_id})
+    target = run_folder(composition, source.root.parent, {"weights_of": _without_seed(source.run_id)})
     before = read_metrics(source) if source.metrics.is_file() else {}
     before = {key: before[key] for key in ("steps", "parameters", "cut_outs") if key in before}
     return _evaluate_into(target, composition, source.best if source.best.is_file() else None, command, before)
@@ -93,6 +94,11 @@ def _read_by(composition: Composition) -> list[Any]:
     config = composition.config
     sections = {"data": config["data"]["init_args"], "evaluation": config.get("evaluation", {})}
     return [sections[section].get(key) for section, keys in READ_BY.items() for key in keys]
+
+
+def _without_seed(run_id: str) -> str:
+    """A run's name that its seeds share: evaluated again in the same way, they are one row of a table."""
+    return re.sub(r"-\d+-([0-9a-f]{8})$", r"-\1", run_id)
 
 
 def _share(file: Path, copy: Path) -> None:

@@ -158,3 +158,11 @@ def test_test_prints_the_metrics_of_the_best_checkpoint(
     text = capsys.readouterr().out
     shown = json.loads(text[text.index("{") :])
     assert shown["mAP@10"] == record["test"]["mAP@10"]
+
+
+def test_seeds_evaluated_again_in_the_same_way_are_one_row_of_a_table() -> None:
+    from experiments.evaluate import _without_seed
+
+    assert _without_seed("capture-fashion-0-81ab3411") == _without_seed("capture-fashion-12-81ab3411")
+    assert _without_seed("capture-fashion-0-81ab3411") != _without_seed("capture-fashion-0-00000000")
+    assert _without_seed("imported") == "imported"
