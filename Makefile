@@ -53,8 +53,8 @@ regions: setup ## a detector's boxes and features beside the shards: EXP=detecto
 eval: setup ## evaluate again: RUN=runs/<run_id> [DATA=…], or as built, nothing trained: EXP=clip DATA=… [SCALE=…]
 	@$(CLI) eval $(call option,--run,$(RUN)) $(chosen) $(ARGS)
 
-table: setup ## Markdown table of runs: TABLE=<name>, or RUNS="runs/a runs/b" [OUT=file.md]
-	@$(CLI) table $(call option,--table,$(TABLE)) $(call option,--out,$(OUT)) $(RUNS) $(ARGS)
+table: setup ## table of runs: TABLE=<name>, or RUNS="runs/a runs/b" [OUT=file.md|.tex|.csv] [PLOT=file.png|.svg]
+	@$(CLI) table $(call option,--table,$(TABLE)) $(call option,--out,$(OUT)) $(call option,--plot,$(PLOT)) $(RUNS) $(ARGS)
 
 report: setup ## one static HTML page of a run: RUN=runs/<run_id> [OUT=file.html]
 	@$(CLI) report $(call option,--run,$(RUN)) $(call option,--out,$(OUT)) $(ARGS)

@@ -30,7 +30,7 @@ COMMANDS = {
     "data": "build or verify a shard folder, add entities to it",
     "score": "score a ranking file against annotation files",
     "import-official": "a checkpoint of the authors' released code as a run folder",
-    "table": "Markdown table from the metrics.json of several runs",
+    "table": "table and plot from the metrics.json of several runs: Markdown, LaTeX, CSV, PNG, SVG",
     "report": "one static HTML page of a run",
     "bench": "throughput and memory of loader, training step and search",
     "doctor": "versions, devices, vendor imports, and the remedy for what is broken",
@@ -157,14 +157,18 @@ def _import_official(words: list[str]) -> None:
 
 
 def _table(words: list[str]) -> None:
+    from experiments.table_forms import add_form_arguments, chosen_form, chosen_plot
+
     parser = Parser("table", COMMANDS["table"])
     parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders")
     parser.add_argument("--table", metavar="NAME", help="rows of experiments/ablations/<name>.yaml")
-    parser.add_argument("--out", metavar="F", help="also write the Markdown here")
+    add_form_arguments(parser)
     options = parser.parse(words)
+    form, plot = chosen_form(options.format, options.out), chosen_plot(options.plot, options.metric)
     from experiments.table import make_table
 
-    text = make_table([Path(run) for run in options.runs], options.table, command_line("table", words))
+    command = command_line("table", words)
+    text = make_table([Path(run) for run in options.runs], options.table, command, form, plot, options.metric)
     if options.out:
         from experiments.runs import write_text
 
