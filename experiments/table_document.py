@@ -94,6 +94,10 @@ class Grid(NamedTuple):
     notes: Sequence[str] = ()  # below it
     items: Sequence[Sentence] = ()  # below the notes, one per row
 
+    def marks(self, line: Line) -> Sequence[int]:
+        """Footnotes to show beside a line: the head carries them for all lines where there is one."""
+        return () if self.head else line.marks
+
 
 class Document(NamedTuple):
     """All that a table says."""

@@ -55,7 +55,7 @@ def _grid(document: Document, grid: Grid, number: int, explanation: Sequence[str
     yield "\\midrule"
     for line in grid.lines:
         cells = [escape(line.counted)] if grid.shows_count else []
-        yield _line(escape(line.label) + _marks(line.marks), [*cells, *map(_cell, line.cells)])
+        yield _line(escape(line.label) + _marks(grid.marks(line)), [*cells, *map(_cell, line.cells)])
     yield "\\bottomrule"
     yield "\\end{tabular}"
     yield from _below(document, grid, explanation)

@@ -36,7 +36,7 @@ def grid_markdown(grid: Grid) -> str:
         lines.append("|---|" + "".join("---:|" if number else "---|" for number in numbers))
         for line in grid.lines:
             count = [line.counted] if grid.shows_count else []
-            lines.append(_line(_marked(line.label, line.marks), [*count, *map(str, line.cells)]))
+            lines.append(_line(_marked(line.label, grid.marks(line)), [*count, *map(str, line.cells)]))
     if grid.notes:
         lines += ["", "\n".join(grid.notes)]
     if grid.items:
