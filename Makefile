@@ -57,8 +57,8 @@ eval: setup ## evaluate again: RUN=runs/<run_id> [DATA=…], or as built, nothin
 ablation: setup ## run what is missing of a table: TABLE=<name> [DATA=…] [SCALE=…] [SEEDS=0,1,2] [ROWS=a,b] [JOBS=n] [DRY=1]
 	@$(CLI) ablate $(if $(TABLE),'$(TABLE)') $(table_choice) $(call option,--rows,$(ROWS)) $(call option,--jobs,$(JOBS)) $(if $(filter-out 0,$(DRY)),--dry) $(ARGS)
 
-table: setup ## Markdown table of runs: TABLE=<name> [DATA=…] [SCALE=…] [SEEDS=…], or RUNS="runs/a runs/b" [OUT=file.md]
-	@$(CLI) table $(call option,--table,$(TABLE)) $(table_choice) $(call option,--out,$(OUT)) $(RUNS) $(ARGS)
+table: setup ## table of runs: TABLE=<name> [DATA=…] [SCALE=…] [SEEDS=…], or RUNS="runs/a runs/b" [OUT=file.md|.tex|.csv] [PLOT=file.png|.svg]
+	@$(CLI) table $(call option,--table,$(TABLE)) $(table_choice) $(call option,--out,$(OUT)) $(call option,--plot,$(PLOT)) $(RUNS) $(ARGS)
 
 report: setup ## one static HTML page of a run: RUN=runs/<run_id> [OUT=file.html]
 	@$(CLI) report $(call option,--run,$(RUN)) $(call option,--out,$(OUT)) $(ARGS)

@@ -31,7 +31,7 @@ COMMANDS = {
     "score": "score a ranking file against annotation files",
     "import-official": "a checkpoint of the authors' released code as a run folder",
     "ablate": "run what is missing of a table: its rows × seeds, one process per run",
-    "table": "Markdown table from the metrics.json of several runs",
+    "table": "table and plot from the metrics.json of several runs: Markdown, LaTeX, CSV, PNG, SVG",
     "report": "one static HTML page of a run",
     "bench": "throughput and memory of loader, training step and search",
     "doctor": "versions, devices, vendor imports, and the remedy for what is broken",
@@ -165,6 +165,8 @@ def _ablate(words: list[str]) -> int:
 
 
 def _table(words: list[str]) -> None:
+    from experiments.table_forms import add_form_arguments, chosen_form, chosen_plot
+
     parser = Parser("table", COMMANDS["table"])
     parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders")
     parser.add_argument("--table", metavar="NAME", help="rows of experiments/ablations/<name>.yaml")
@@ -174,13 +176,15 @@ def _table(words: list[str]) -> None:
     parser.add_argument(
         "--runs", dest="home", default="runs", metavar="DIR", help="with --table: where run folders are"
     )
-    parser.add_argument("--out", metavar="F", help="also write the Markdown here")
+    add_form_arguments(parser)
     options = parser.parse(words)
+    form, plot = chosen_form(options.format, options.out), chosen_plot(options.plot, options.metric)
     from experiments.table import make_table
     from experiments.table_rows import Choice, parse_seeds
 
     runs, choice = [Path(run) for run in options.runs], Choice(options.data, options.scale, parse_seeds(options.seeds))
-    text = make_table(runs, options.table, command_line("table", words), choice, Path(options.home))
+    command, home = command_line("table", words), Path(options.home)
+    text = make_table(runs, options.table, command, choice, home, form, plot, options.metric)
     if options.out:
         from experiments.runs import write_text
 

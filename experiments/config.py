@@ -8,6 +8,8 @@ name is answered at once.
 
 from __future__ import annotations
 
+import copy
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -261,9 +263,14 @@ def _value(key: str, text: str) -> Any:
         raise UsageError(f"{key}: {text!r} is not readable as a YAML value") from None
 
 
+@functools.lru_cache(maxsize=64)  # a table composes the same files for each of its runs
+def _parsed(text: str) -> Any:
+    return yaml.load(text, Loader)
+
+
 def _read(file: Path) -> dict[str, Any]:
     try:
-        found = yaml.load(file.read_text(encoding="utf-8"), Loader)
+        found = copy.deepcopy(_parsed(file.read_text(encoding="utf-8")))
     except yaml.YAMLError as problem:
         mark = getattr(problem, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""

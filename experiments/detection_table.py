@@ -1,4 +1,4 @@
-"""Detectors' runs as one Markdown table: how many of the true boxes their proposals find. No torch."""
+"""Detectors' runs as one table: how many of the true boxes their proposals find. No torch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.runs import git_state, open_run, read_metrics
+from experiments.table_document import NOTHING, Cell, Column, Document, Grid, Line, Number, Sentence
 from experiments.table_origin import commit, origin
 
 # Rows of the table; only the last chooses a checkpoint.
@@ -19,24 +20,25 @@ RECALLS = {f"recall@{k}/IoU{iou}": f"recall@{k}\nIoU 0.{iou}" for iou in (50, 75
 COLUMNS = {**RECALLS, "proposals": "proposals\nper picture"}
 
 
-def detection_table(runs: Sequence[Path], command: str) -> str:
-    """Markdown of finished detection runs, a block of rows each, with commands, commits and hardware."""
+def detection_table(runs: Sequence[Path], command: str) -> Document:
+    """The table of finished detection runs, a block of lines each, with commands, commits and hardware."""
     records = [read_metrics(open_run(run)) for run in runs]
-    heads = [name.replace("\n", ", ") for name in COLUMNS.values()]
+    columns = [Column("boxes", "boxes", parts=(), right=False)]
+    columns += [Column(head, head) for head in (name.replace("\n", ", ") for name in COLUMNS.values())]
+    columns.append(Column("training", "training", parts=()))
     lines = [
-        "| data (seed) | boxes | " + " | ".join(heads) + " | training |",
-        "|---|---|" + "---:|" * (len(COLUMNS) + 1),
+        Line(f"{record['data']} ({record['seed']})", [row["label"], *row["cells"], _minutes(record)], num_runs=1)
+        for record in records
+        for row in rows(record)
     ]
-    for record in records:
-        for row in rows(record):
-            cells = [f"{record['data']} ({record['seed']})", row["label"], *row["cells"], _minutes(record)]
-            lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", *(f"* {record['data']}: {cut_outs(record)}" for record in records), ""]
-    lines.append(
+    items = [Sentence("", f"{record['data']}: {cut_outs(record)}") for record in records]
+    explanation = (
         "Shares of the true boxes that one of the first proposals overlaps by the IoU or more; no true box takes part "
-        f"in training or chooses a checkpoint. Table made by `{command}` at {commit(git_state())}."
+        "in training or chooses a checkpoint."
     )
-    return "\n".join(lines) + "\n" + origin(records)
+    made_by = f"Table made by `{command}` at {commit(git_state())}."
+    grid = Grid("detection", columns, lines, label_head="data (seed)", items=items)
+    return Document("detection", "", [grid], (), [explanation], made_by, origin(records))
 
 
 def rows(record: dict[str, Any]) -> list[dict[str, Any]]:
@@ -59,10 +61,8 @@ def cut_outs(record: dict[str, Any]) -> str:
     return f"Single products of the {about['source']} split: {counts or 'none counted'}."
 
 
-def _cell(column: str, value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.2f}" if column == "proposals" else f"{value:.4f}"
+def _cell(column: str, value: float | None) -> Cell:
+    return NOTHING if value is None else Number(value, digits=2 if column == "proposals" else 4)
 
 
 def _minutes(record: dict[str, Any]) -> str:

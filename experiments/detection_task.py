@@ -72,7 +72,7 @@ class DetectionTask(Task):
         for column in COLUMNS.values():
             table.add_column(column, justify="right")
         for row in rows(record):
-            table.add_row(row["label"], *row["cells"])
+            table.add_row(row["label"], *map(str, row["cells"]))
         buffer = io.StringIO()
         Console(file=buffer, width=118).print(table)
         return "\n".join([buffer.getvalue().rstrip(), cut_outs(record)]).rstrip()

@@ -4,42 +4,40 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from experiments.runs import SAME_FILE, RunFolder
 from experiments.scoreboard import interval_of, value_of
+from experiments.table_document import NOTHING, Cell, Difference, Number
 from experiments.table_rows import Row
 from retrieval.significance import paired_bootstrap
 
 BOOTSTRAP_SAMPLES = 2000  # per interval; ten intervals a row, and a table should not keep anybody waiting
 SPLIT = "test"
-NOTHING = "–"
 
 
-def mean_std(values: Sequence[float | None], digits: int = 4) -> str:
+def mean_std(values: Sequence[float | None], digits: int = 4) -> Cell:
     """Mean ± standard deviation; a dash where a value is missing: never averaged over what happens to be there."""
     found = [value for value in values if value is not None]
     if len(found) < len(values) or not found:
         return NOTHING
-    mean = f"{statistics.fmean(found):.{digits}f}"
-    return mean if len(found) == 1 else f"{mean} ± {statistics.stdev(found):.{digits}f}"
+    return Number(statistics.fmean(found), None if len(found) == 1 else statistics.stdev(found), digits)
 
 
-def metric(row: Row, prefix: str, column: str) -> str:
+def metric(row: Row, prefix: str, column: str) -> Cell:
     """A metric of metrics.json over the row's seeds."""
     return mean_std([value_of(record, SPLIT, prefix, column) for record in row.records])
 
 
-def against_own(row: Row, prefix: str, column: str) -> str:
+def against_own(row: Row, prefix: str, column: str) -> Cell:
     """The row's product feature minus one of its floors or modalities."""
     if len(row.records) == 1 and (stored := interval_of(row.records[0], SPLIT, prefix, column)):
-        return _shown(stored)
+        return Difference(stored[0], stored[1], stored[2])
     return _paired([(_scores(run, column), _scores(run, prefix + column)) for run in row.runs])
 
 
-def against_base(base: Row, row: Row, measure: str) -> str:
+def against_base(base: Row, row: Row, measure: str) -> Cell:
     """Base minus row, over the seeds that have finished in both."""
     seeds = {record["seed"] for record in base.records} & {record["seed"] for record in row.records}
     sides = [[_scores(_run_of(side, seed), measure) for side in (base, row)] for seed in sorted(seeds)]
@@ -49,7 +47,7 @@ def against_base(base: Row, row: Row, measure: str) -> str:
 Scores = tuple[np.ndarray, np.ndarray]
 
 
-def _paired(pairs: list[tuple[Scores | None, Scores | None]]) -> str:
+def _paired(pairs: list[tuple[Scores | None, Scores | None]]) -> Cell:
     """A dash where there is no pair, a side is missing or the queries differ."""
     found = []
     for ours, theirs in pairs:
@@ -59,11 +57,7 @@ def _paired(pairs: list[tuple[Scores | None, Scores | None]]) -> str:
     if not found:
         return NOTHING
     a_SQ, b_SQ = (np.stack(side) for side in zip(*found, strict=True))
-    return _shown(paired_bootstrap(a_SQ, b_SQ, samples=BOOTSTRAP_SAMPLES)[:3])
-
-
-def _shown(interval: Sequence[Any]) -> str:
-    return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval)
+    return Difference(*paired_bootstrap(a_SQ, b_SQ, samples=BOOTSTRAP_SAMPLES)[:3])
 
 
 def _run_of(row: Row, seed: int) -> RunFolder:

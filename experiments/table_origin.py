@@ -6,12 +6,11 @@ from collections.abc import Iterable
 from typing import Any
 
 
-def origin(records: Iterable[dict[str, Any]]) -> str:
+def origin(records: Iterable[dict[str, Any]]) -> list[str]:
     """A line for each command with its commit, and for each machine."""
     records = list(records)
-    lines = [f"* {text}" for text in sorted({f"`{r['command']}` at {commit(r['git'])}" for r in records})]
-    lines += [f"* on {machine}" for machine in sorted({_machine(record["hardware"]) for record in records})]
-    return "\n".join(lines) + "\n"
+    lines = sorted({f"`{r['command']}` at {commit(r['git'])}" for r in records})
+    return lines + [f"on {machine}" for machine in sorted({_machine(record["hardware"]) for record in records})]
 
 
 def commit(git: dict[str, Any]) -> str:

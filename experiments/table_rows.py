@@ -78,6 +78,7 @@ class Row(NamedTuple):
     missing: int = 0  # seeds asked for and not run to the end
     published: dict[str, float] | None = None  # metric -> the paper's number
     own_feature: str | None = None  # the candidate that is the paper's own retrieval feature
+    entry: dict[str, Any] | None = None  # what the table's file says of it
 
 
 class Plan(NamedTuple):
@@ -271,7 +272,7 @@ def _find_runs(entry: dict[str, Any], file: Path, home: Path) -> Row:
         row.runs.append(run)
         row.records.append(record)
     _check_own_feature(row, file)
-    return row._replace(missing=missing)
+    return row._replace(missing=missing, entry=entry)
 
 
 def _check_task(record: dict[str, Any], where: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -47,21 +49,45 @@ def paired_bootstrap(
     if samples < 1 or not 0 < confidence < 1:
         raise RetrievalError(f"need samples >= 1 and 0 < confidence < 1; got {samples} and {confidence}")
     num_seeds, num_queries = difference_SQ.shape
-    generator = np.random.default_rng(seed)
-    means = np.empty(samples)
-    step = max(1, _DRAWS_AT_ONCE // (num_queries + num_seeds))
-    for start in range(0, samples, step):
-        num = min(step, samples - start)
-        drawn = generator.integers(num_queries, size=(num, num_queries), dtype=np.int32)
-        if num_seeds == 1:
-            means[start : start + num] = difference_SQ[0][drawn].mean(1)
-            continue
-        seeds = generator.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=num)
-        over_seeds = (seeds / num_seeds) @ difference_SQ
-        means[start : start + num] = np.take_along_axis(over_seeds, drawn.astype(np.int64), axis=1).mean(1)
+    means, start = np.empty(samples), 0
+    for drawn_BQ, share_BS in _draws(num_queries, num_seeds, samples, seed):
+        stop = start + len(drawn_BQ)
+        if share_BS is None:
+            means[start:stop] = difference_SQ[0][drawn_BQ].mean(1)
+        else:
+            over_seeds_BQ = share_BS @ difference_SQ
+            means[start:stop] = over_seeds_BQ.take(drawn_BQ).mean(1)
+        start = stop
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return Interval(float(difference_SQ.mean()), float(low), float(high))
+
+
+Draws = tuple[np.ndarray, np.ndarray | None]
+
+
+def _draws(num_queries: int, num_seeds: int, samples: int, seed: int) -> Iterable[Draws]:
+    """Blocks of resamples. A table asks for the same ones again and again, so that a single block is kept."""
+    at_once = max(1, _DRAWS_AT_ONCE // (num_queries + num_seeds))
+    return (_one_block if samples <= at_once else _blocks)(num_queries, num_seeds, samples, seed, at_once)
+
+
+@functools.lru_cache(maxsize=2)  # a table's two tasks have different queries
+def _one_block(*sizes: int) -> tuple[Draws, ...]:
+    return tuple(_blocks(*sizes))
+
+
+def _blocks(num_queries: int, num_seeds: int, samples: int, seed: int, at_once: int) -> Iterator[Draws]:
+    """Rows of queries; with several seeds as places in (resample, query), beside each seed's share of a resample."""
+    generator = np.random.default_rng(seed)
+    for start in range(0, samples, at_once):
+        num = min(at_once, samples - start)
+        drawn_BQ = generator.integers(num_queries, size=(num, num_queries), dtype=np.int32)
+        if num_seeds == 1:
+            yield drawn_BQ, None
+            continue
+        seeds_BS = generator.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=num)
+        yield drawn_BQ + np.arange(num, dtype=np.int64)[:, None] * num_queries, seeds_BS / num_seeds
 
 
 def _paired_difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -12,7 +12,8 @@ import pytest
 from experiments import table, table_cells, table_rows
 from experiments.errors import UsageError
 from experiments.runs import open_run, read_metrics, write_json, write_text
-from experiments.table_comparison import comparison
+from experiments.table_comparison import comparison as comparison_grid
+from experiments.table_markdown import grid_markdown
 from experiments.table_rows import Plan, Row
 from retrieval.significance import paired_bootstrap
 
@@ -51,6 +52,11 @@ def write_run(home: Path, seed: int, **changes: object) -> Path:
 def cells(text: str, row: str) -> list[str]:
     (line,) = [line for line in text.splitlines() if line.startswith(f"| {row} |")]
     return [cell.strip() for cell in line.strip("|").split("|")][1:]
+
+
+def comparison(plan: Plan) -> str:
+    """As it stands in Markdown."""
+    return grid_markdown(comparison_grid(plan, [()] * len(plan.rows)))
 
 
 def test_seeds_are_averaged_and_paired_by_query(tmp_path: Path) -> None:
@@ -266,7 +272,7 @@ def write_levels(home: Path, seed: int) -> Path:
 def test_the_levels_of_a_run_are_rows_of_its_block(tmp_path: Path, seeds: tuple[int, ...]) -> None:
     runs = [open_run(write_levels(tmp_path, seed)) for seed in seeds]
     row = Row("ours", runs, [read_metrics(run) for run in runs])
-    text = table._block(row, ("mAP@10", "mAR@10", "coverage@10"))
+    text = grid_markdown(table._block(row, ("mAP@10", "mAR@10", "coverage@10")))
     assert "feature chosen on val: product_co; product feature of: detected boxes)" in text
     labels = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
     assert labels == ["", "product feature", "image only", "TF-IDF on captions", "whole picture", "true boxes"]
@@ -279,7 +285,7 @@ def test_the_levels_of_a_run_are_rows_of_its_block(tmp_path: Path, seeds: tuple[
         interval = paired_bootstrap(*np.stack(sides, 1), samples=table_cells.BOOTSTRAP_SAMPLES)
         assert cells(text, label)[5] == "{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval)
     means = [record["test"]["true/coverage@10"] for record in row.records]
-    assert cells(text, "true boxes")[4] == table_cells.mean_std(means)
+    assert cells(text, "true boxes")[4] == str(table_cells.mean_std(means))
 
 
 def test_the_table_of_instances_names_levels_as_words() -> None:

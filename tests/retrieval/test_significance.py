@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from retrieval import RetrievalError, paired_bootstrap
+from retrieval import RetrievalError, paired_bootstrap, significance
 
 
 def test_interval_is_that_of_the_normal_approximation_for_many_queries():
@@ -67,3 +67,15 @@ def test_mistakes_are_named():
         paired_bootstrap(np.array([np.nan, 1]), np.zeros(2))
     with pytest.raises(RetrievalError, match="confidence"):
         paired_bootstrap(np.zeros(2), np.zeros(2), confidence=95)
+
+
+@pytest.mark.parametrize("num_seeds", [1, 3])
+def test_draws_that_are_kept_are_those_of_smaller_blocks(num_seeds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = np.random.default_rng(0).random((2, num_seeds, 50))
+    kept = [paired_bootstrap(a, b, samples=200) for _ in range(2)]
+    assert kept[0] == kept[1]
+    # One seed draws queries alone, so that blocks follow each other in the generator's stream.
+    monkeypatch.setattr(significance, "_DRAWS_AT_ONCE", 60 * (50 + num_seeds))
+    in_blocks = paired_bootstrap(a, b, samples=200)
+    assert in_blocks == kept[0] if num_seeds == 1 else in_blocks == pytest.approx(kept[0], abs=0.02)
+    significance._one_block.cache_clear()

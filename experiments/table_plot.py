@@ -1,0 +1,191 @@
+"""A table's rows drawn: bars of their means with 95 % intervals, or a curve where they differ in one number alone.
+
+Black on white and greys, so that it can be printed. The same runs give the same file, byte for byte.
+"""
+
+from __future__ import annotations
+
+import statistics
+import textwrap
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.errors import UsageError, nearest
+from experiments.graph_picture import fonts_for
+from experiments.runs import atomic
+from experiments.scoreboard import value_of
+from experiments.table_cells import SPLIT
+from experiments.table_document import NOTHING, one_line
+from experiments.table_factor import Factor, numeric_factor
+from experiments.table_footnotes import footnotes
+from experiments.table_markdown import superscript
+from experiments.table_rows import Plan, Row
+
+ENDINGS = (".png", ".svg")
+DPI = 160
+WIDTH, BAR_HEIGHT, AROUND = 6.4, 0.3, 1.3  # inches
+LOG_FROM = 20  # the largest by the smallest value of a factor from which its axis is logarithmic
+TITLE_LETTERS, NOTE_LETTERS = 92, 118  # in a line
+CONFIDENCE = 0.95
+STYLE: Any = {"svg.hashsalt": "table", "svg.fonttype": "none", "font.size": 9, "hatch.linewidth": 0.6}
+
+
+class Mean(NamedTuple):
+    """A row's metric over its seeds."""
+
+    label: str
+    mean: float | None = None  # None: no run, or one that lacks the metric
+    half_width: float | None = None  # of the 95 % interval of the mean; None of a single seed
+    num_seeds: int = 0
+    missing: int = 0
+    marks: str = ""  # of footnotes
+
+    @property
+    def remark(self) -> str:
+        """How many seeds, where that has to be said, and footnotes."""
+        counted = f"n = {self.num_seeds} of {self.num_seeds + self.missing}" if self.missing else ""
+        counted = counted or ("n = 1" if self.num_seeds == 1 else "")
+        return f"{counted} {self.marks}".strip() if self.mean is not None else ""
+
+
+def draw(plan: Plan, file: Path, metric: str | None = None) -> list[Path]:
+    """Draw one metric of all rows.
+
+    Args:
+        file: .png or .svg; without an ending both are written. metric: default the table's first.
+
+    Returns: The files.
+
+    Raises:
+        UsageError: If no run has the metric.
+    """
+    metric = metric or plan.columns[0]
+    _check(plan, metric)
+    notes, marks = footnotes(plan)
+    means = [mean_of(row, metric, superscript(mark)) for row, mark in zip(plan.rows, marks, strict=True)]
+    factor = numeric_factor(plan.rows)
+    files = [file] if file.suffix else [file.with_name(file.name + ending) for ending in ENDINGS]
+    for path in files:
+        with atomic(path) as temporary:
+            _save(plan, means, factor, metric, notes, temporary)
+    return files
+
+
+def mean_of(row: Row, metric: str, marks: str = "") -> Mean:
+    """Mean over seeds, with Student's interval: of three seeds ± 2.5 standard deviations.
+
+    A row of which one run lacks the metric has no mean: never averaged over what happens to be there.
+    """
+    found = [value_of(record, SPLIT, "", metric) for record in row.records]
+    values = [value for value in found if value is not None]
+    label = one_line(row.label)
+    if not values or len(values) < len(found):
+        return Mean(label, missing=row.missing, marks=marks)
+    half_width = None
+    if len(values) > 1:
+        from scipy.special import stdtrit
+
+        quantile = float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2))
+        half_width = quantile * statistics.stdev(values) / len(values) ** 0.5
+    return Mean(label, statistics.fmean(values), half_width, len(values), row.missing, marks)
+
+
+def _check(plan: Plan, metric: str) -> None:
+    """A misspelt metric would be a picture of missing runs."""
+    known = {name for row in plan.rows for record in row.records for name in record.get(SPLIT, {})}
+    if known and metric not in known:
+        raise UsageError(f"--metric {metric}: {nearest(metric, known)}")
+
+
+def _save(
+    plan: Plan, means: Sequence[Mean], factor: Factor | None, metric: str, notes: Sequence[str], file: Path
+) -> None:
+    import matplotlib
+    from matplotlib.figure import Figure  # not pyplot, which keeps figures and settings of its own
+
+    letters = "".join(sorted(set("".join([plan.title, *(mean.label for mean in means)]))))
+    with matplotlib.rc_context(STYLE | {"font.family": fonts_for(letters)[0]}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # boxes in the PNG; the SVG holds the letters
+        height = 3.6 if factor else AROUND + BAR_HEIGHT * len(means)
+        height += 0.3 * len(notes)
+        figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor="white")
+        axes = figure.subplots()
+        title = textwrap.fill(plan.title, TITLE_LETTERS)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=9, parse_math=False)
+        shown = f"{metric} ({SPLIT}), mean over seeds and its 95 % interval"
+        if factor:
+            _curve(axes, means, factor)
+            axes.set_ylabel(shown.replace(", ", ",\n"))
+            axes.set_xlabel(factor.key)
+        else:
+            base = plan.rows.index(plan.base) if plan.base else None
+            _bars(axes, means, base)
+            axes.set_xlabel(shown)
+        if notes:
+            texts = [f"{superscript([number])} {note.replace('`', '')}" for number, note in enumerate(notes, 1)]
+            below = "\n".join(line for text in texts for line in textwrap.wrap(text, NOTE_LETTERS))
+            figure.supxlabel(below, x=0.01, ha="left", fontsize=7, parse_math=False)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        kind = file.suffix[1:]
+        figure.savefig(file, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)
+
+
+def _bars(axes: Any, means: Sequence[Mean], base: int | None) -> None:
+    """The base row dark, single seeds hatched; rows from top to bottom as in the table."""
+    for place, mean in enumerate(means):
+        if mean.mean is None:
+            axes.text(0, place, f" {NOTHING}  no number", va="center", color="0.35")
+            continue
+        single = mean.half_width is None
+        fill = "white" if single else "0.55" if place == base else "0.85"
+        look: dict[str, Any] = {"facecolor": fill, "edgecolor": "black", "hatch": "////" if single else ""}
+        axes.barh(place, mean.mean, height=0.7, linewidth=0.8, **look)
+        if mean.half_width is not None:
+            axes.errorbar(mean.mean, place, xerr=mean.half_width, color="black", capsize=3, linewidth=1.1)
+        end = min(mean.mean + (mean.half_width or 0), 1.0)
+        axes.annotate(
+            f"{mean.mean:.3f}" + (f", {mean.remark}" if mean.remark else ""),
+            (end, place),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            annotation_clip=False,
+        )
+    axes.set_yticks(range(len(means)), [mean.label for mean in means])
+    for label in axes.get_yticklabels():
+        label.set_parse_math(False)
+    axes.set_ylim(len(means) - 0.4, -0.6)
+    axes.set_xlim(0, _upper(means))
+
+
+def _curve(axes: Any, means: Sequence[Mean], factor: Factor) -> None:
+    """Points at the factor's values, joined where both neighbours have a number; a gap is a row without."""
+    points = sorted(zip(factor.values, means, strict=True), key=lambda point: point[0])
+    x = [value for value, _ in points]
+    y = [float("nan") if mean.mean is None else mean.mean for _, mean in points]
+    axes.plot(x, y, color="black", linewidth=1.2, zorder=1)
+    for value, mean in points:
+        if mean.mean is None:
+            axes.text(
+                value, 0.02, f"{NOTHING}\nno number", transform=axes.get_xaxis_transform(), ha="center", color="0.35"
+            )
+            continue
+        single = mean.half_width is None
+        about = {"markerfacecolor": "white" if single else "black", "color": "black", "capsize": 3, "zorder": 2}
+        axes.errorbar(value, mean.mean, yerr=None if single else mean.half_width, marker="o", **about)
+        if mean.remark:
+            axes.annotate(mean.remark, (value, mean.mean), xytext=(6, 6), textcoords="offset points", fontsize=8)
+    if min(x) > 0 and max(x) / min(x) >= LOG_FROM:
+        axes.set_xscale("log")
+    axes.set_xticks(x, [f"{value:g}" for value in x])
+    axes.minorticks_off()
+
+
+def _upper(means: Sequence[Mean]) -> float:
+    """Metrics are fractions: an interval of two seeds may reach far beyond, and would leave no room for the bars."""
+    ends = [mean.mean + (mean.half_width or 0) for mean in means if mean.mean is not None]
+    return min(max(ends, default=1.0) * 1.05, 1.0) or 1.0
