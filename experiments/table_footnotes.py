@@ -38,7 +38,7 @@ def _other_data(row: Row, plan: Plan) -> list[str]:
     """Data are compared with the base row's, or without one with those of the rows of the same name."""
     found: dict[str, list[int]] = {}
     for record in row.records:
-        usual = _usual_hash(plan, record["data"])
+        usual = _usual_hash(plan, str(record.get("data")))
         if None in (usual, record.get("data_hash")) or record["data_hash"] == usual:
             continue
         whose = f"{plan.base.label} (`{usual}`)" if plan.base else f"most runs on {record['data']} (`{usual}`)"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -177,7 +176,5 @@ def test_the_plan_and_its_errors_are_light(home: Path, write: Callable[..., None
     )
     for words in (["mine", "--dry"], ["mine", "--rows", "x"], ["my"], []):
         words = [sys.executable, "-c", code, str(home), *words]
-        start = time.monotonic()
         done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=False)
         assert done.returncode == 0, done.stderr
-        assert time.monotonic() - start < 10  # 0.5 s on an idle machine

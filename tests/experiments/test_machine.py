@@ -98,7 +98,8 @@ def test_wandb_disabled_starts_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert not (tmp_path / "run").exists()
 
 
-TARGETS = ["setup", "demo", "test", "test-all", "data", "train", "eval", "table", "report", "bench", "doctor", "lint"]
+TARGETS = ["setup", "demo", "test", "test-all", "data", "train", "regions", "eval", "ablation", "table", "report"]
+TARGETS += ["bench", "doctor", "lint"]
 
 
 def make(*words: str) -> subprocess.CompletedProcess[str]:

@@ -54,7 +54,7 @@ def test_markdown_is_what_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, changes: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(table, "git_state", lambda: {"commit": "d" * 40, "dirty": False})
-    monkeypatch.setattr(table, "read_plan", lambda name: plan(tmp_path, **changes))
+    monkeypatch.setattr(table, "read_plan", lambda name, *choice: plan(tmp_path, **changes))
     assert table.make_table([], "x", "make table") == (EXPECTED / f"table_{name}.md").read_text()
 
 
