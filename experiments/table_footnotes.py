@@ -52,7 +52,7 @@ def _usual_hash(plan: Plan, data: str) -> str | None:
     if plan.base and plan.base.records:
         records: list[dict[str, Any]] = plan.base.records
     else:
-        records = [record for row in plan.rows for record in row.records if record["data"] == data]
+        records = [record for row in plan.rows for record in row.records if str(record.get("data")) == data]
     hashes = Counter(record["data_hash"] for record in records if record.get("data_hash"))
     return hashes.most_common(1)[0][0] if hashes else None
 
