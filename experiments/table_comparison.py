@@ -42,6 +42,8 @@ def comparison(plan: Plan) -> str:
 
 def _measures(plan: Plan, base: Row) -> list[Column]:
     """Each metric by each kind of feature, beside its difference from the base row."""
+    if any(row.feature for row in plan.rows):  # candidates have no scores by query, and are tried in one task only
+        return [Column(column, *_values(base, column)) for column in plan.columns if "/" not in column]
     kinds = dict(COMPARED)
     for name, prefix in WHERE_PRESENT.items():
         if any(
@@ -131,13 +133,13 @@ def head(row: Row) -> str:
     """What stands behind a row: its seeds, the chosen features, and what is missing."""
     if not row.records:
         return f"**{row.label}**: no finished run"
-    features = sorted({str(record.get("feature")) for record in row.records})
+    features = sorted({row.feature or str(record.get("feature")) for record in row.records})
     seeds = ", ".join(str(record["seed"]) for record in row.records)
     random = weights(row.records[0])
     by_instance = [record["level"] for record in row.records if record.get("instances")]
     level = f"; product feature of: {', '.join(sorted({LEVELS[name] for name in by_instance}))}" if by_instance else ""
     text = (
-        f"**{row.label}{random}** (n = {len(row.records)}, seed {seeds}; feature chosen on val: "
-        f"{', '.join(features)}{level})"
+        f"**{row.label}{random}** (n = {len(row.records)}, seed {seeds}; "
+        f"feature{'' if row.feature else ' chosen on val'}: {', '.join(features)}{level})"
     )
     return text + (f"; {row.missing} run(s) missing" if row.missing else "")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from experiments.config import HOME, Loader, compose
+from datamodules.errors import DataError
+from experiments.config import HOME, Composition, Loader, compose
 from experiments.errors import UsageError, nearest
 from experiments.runs import RunFolder, open_run, read_metrics, run_folder
 from experiments.scoreboard import COLUMNS
@@ -29,7 +31,7 @@ KEYS = (
 )
 # In the identical-product task, which has cut-offs of its own, a query has one product: no mAR, no coverage.
 COLUMN = re.compile(r"(mAP|mAR|Prec|coverage)@[1-9]\d*|same/(mAP|Prec)@(1|5|10)")
-ROW_KEYS = ("label", "experiment", "data", "scale", "seeds", "set", "published", "own_feature")
+ROW_KEYS = ("label", "experiment", "data", "scale", "seeds", "set", "published", "own_feature", "feature")
 
 
 class Row(NamedTuple):
@@ -41,6 +43,7 @@ class Row(NamedTuple):
     missing: int = 0  # seeds asked for and not run to the end
     published: dict[str, float] | None = None  # metric -> the paper's number
     own_feature: str | None = None  # the candidate that is the paper's own retrieval feature
+    feature: str | None = None  # the candidate whose numbers the row shows; None = the feature chosen on val
 
 
 class Plan(NamedTuple):
@@ -112,9 +115,12 @@ def read_file(file: Path) -> dict[str, Any]:
         raise UsageError(f"{file}: base {base!r} is no row: {nearest(str(base), labels)}")
     compared = [key for key in ("costs", "published_source") if content.get(key)]
     compared += [] if content.get("blocks", True) else ["blocks: false"]
-    compared += ["own_feature"] if any(entry.get("own_feature") for entry in content["rows"]) else []
+    for key in ("own_feature", "feature"):
+        compared += [key] if any(entry.get(key) for entry in content["rows"]) else []
     if base is None and compared:
         raise UsageError(f"{file}: {compared[0]} wants a base row, with which the rows are compared: base: {labels[0]}")
+    if content.get("blocks", True) and any(entry.get("feature") for entry in content["rows"]):
+        raise UsageError(f"{file}: rows with a feature share the floors of their run: blocks: false")
     return dict(content)
 
 
@@ -145,16 +151,31 @@ def _check_published(entry: dict[str, Any], content: dict[str, Any], file: Path)
         raise UsageError(f"{file}: published numbers want a published_source that says where they stand")
 
 
-def _find_runs(entry: dict[str, Any], file: Path) -> Row:
-    row = Row(str(entry["label"]), [], [], published=entry.get("published"), own_feature=entry.get("own_feature"))
+def compose_row(entry: dict[str, Any], seed: int, file: Path, more: Sequence[str] = ()) -> Composition:
+    """The configuration of a row, completed by what the table's file says for all.
+
+    Args:
+        entry: With experiment, data, scale and, if need be, set.
+        more: Further settings, as on the command line; they lie over the row's own.
+
+    Raises:
+        UsageError: On whatever `compose` finds wrong, with file and row.
+    """
     settings = [
-        f"--{key}={yaml.safe_dump(value, default_flow_style=True)}" for key, value in entry.get("set", {}).items()
+        f"--{key}={yaml.safe_dump(value, default_flow_style=True)}" for key, value in (entry.get("set") or {}).items()
     ]
     settings = [setting.removesuffix("\n").removesuffix("\n...") for setting in settings]
+    try:
+        return compose(entry["experiment"], entry["data"], entry["scale"], seed, [*settings, *more])
+    except (UsageError, DataError) as problem:
+        raise UsageError(f"{file}: {entry['label']}: {problem}") from problem
+
+
+def _find_runs(entry: dict[str, Any], file: Path) -> Row:
+    row = Row(str(entry["label"]), [], [], 0, *(entry.get(key) for key in ("published", "own_feature", "feature")))
     missing = 0
     for seed in entry["seeds"]:
-        composition = compose(entry["experiment"], entry["data"], entry["scale"], int(seed), settings)
-        run = run_folder(composition, Path("runs"))
+        run = run_folder(compose_row(entry, int(seed), file), Path("runs"))
         record = run.finished()
         if record is None:
             missing += 1
@@ -162,7 +183,7 @@ def _find_runs(entry: dict[str, Any], file: Path) -> Row:
         _check_task(record, run.root)
         row.runs.append(run)
         row.records.append(record)
-    _check_own_feature(row, file)
+    _check_features(row, file)
     return row._replace(missing=missing)
 
 
@@ -173,9 +194,10 @@ def _check_task(record: dict[str, Any], where: Path) -> None:
         )
 
 
-def _check_own_feature(row: Row, file: Path) -> None:
+def _check_features(row: Row, file: Path) -> None:
     """A misspelt candidate would be an empty cell, which reads as a missing run."""
     for record in row.records:
         known = {key.split("/")[1] for key in record["test"] if key.startswith("feature/")}
-        if row.own_feature and known and row.own_feature not in known:
-            raise UsageError(f"{file}: {row.label}: own_feature {row.own_feature}: {nearest(row.own_feature, known)}")
+        for key, name in (("own_feature", row.own_feature), ("feature", row.feature)):
+            if name and known and name not in known:
+                raise UsageError(f"{file}: {row.label}: {key} {name}: {nearest(name, known)}")
