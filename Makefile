@@ -10,9 +10,10 @@ CLI := $(PY) -m experiments
 # Only words given on the command line or in the environment become arguments.
 option = $(if $(2),$(1) '$(2)')
 chosen = $(call option,--exp,$(EXP)) $(call option,--data,$(DATA)) $(call option,--scale,$(SCALE)) $(call option,--seed,$(SEED))
+table_choice = $(call option,--data,$(DATA)) $(call option,--scale,$(SCALE)) $(call option,--seeds,$(SEEDS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all data train regions eval table report bench doctor lint
+.PHONY: help setup demo test test-all data train regions eval ablation table report bench doctor lint
 
 help: ## this list
 	@awk '/^[a-z-]+:.*## / {name = $$1; sub(":.*", "", name); sub(".*## ", ""); printf "  make %-9s %s\n", name, $$0}' Makefile
@@ -53,8 +54,11 @@ regions: setup ## a detector's boxes and features beside the shards: EXP=detecto
 eval: setup ## evaluate again: RUN=runs/<run_id> [DATA=…], or as built, nothing trained: EXP=clip DATA=… [SCALE=…]
 	@$(CLI) eval $(call option,--run,$(RUN)) $(chosen) $(ARGS)
 
-table: setup ## Markdown table of runs: TABLE=<name>, or RUNS="runs/a runs/b" [OUT=file.md]
-	@$(CLI) table $(call option,--table,$(TABLE)) $(call option,--out,$(OUT)) $(RUNS) $(ARGS)
+ablation: setup ## run what is missing of a table: TABLE=<name> [DATA=…] [SCALE=…] [SEEDS=0,1,2] [ROWS=a,b] [JOBS=n] [DRY=1]
+	@$(CLI) ablate $(if $(TABLE),'$(TABLE)') $(table_choice) $(call option,--rows,$(ROWS)) $(call option,--jobs,$(JOBS)) $(if $(filter-out 0,$(DRY)),--dry) $(ARGS)
+
+table: setup ## Markdown table of runs: TABLE=<name> [DATA=…] [SCALE=…] [SEEDS=…], or RUNS="runs/a runs/b" [OUT=file.md]
+	@$(CLI) table $(call option,--table,$(TABLE)) $(table_choice) $(call option,--out,$(OUT)) $(RUNS) $(ARGS)
 
 report: setup ## one static HTML page of a run: RUN=runs/<run_id> [OUT=file.html]
 	@$(CLI) report $(call option,--run,$(RUN)) $(call option,--out,$(OUT)) $(ARGS)

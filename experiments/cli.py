@@ -30,6 +30,7 @@ COMMANDS = {
     "data": "build or verify a shard folder, add entities to it",
     "score": "score a ranking file against annotation files",
     "import-official": "a checkpoint of the authors' released code as a run folder",
+    "ablate": "run what is missing of a table: its rows × seeds, one process per run",
     "table": "Markdown table from the metrics.json of several runs",
     "report": "one static HTML page of a run",
     "bench": "throughput and memory of loader, training step and search",
@@ -97,6 +98,7 @@ def _dispatch(command: str, words: list[str]) -> int | None:
         return run_command(command, RUN_COMMANDS[command], words)
     handlers = {"eval": _eval, "data": _data, "score": _score, "table": _table, "report": _report}
     handlers |= {"import-official": _import_official, "bench": _bench, "doctor": _doctor, "demo": _demo}
+    handlers |= {"ablate": _ablate}
     return handlers[command](words)
 
 
@@ -156,15 +158,29 @@ def _import_official(words: list[str]) -> None:
     )
 
 
+def _ablate(words: list[str]) -> int:
+    from experiments.ablate import ablate_command
+
+    return ablate_command(COMMANDS["ablate"], words)
+
+
 def _table(words: list[str]) -> None:
     parser = Parser("table", COMMANDS["table"])
     parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders")
     parser.add_argument("--table", metavar="NAME", help="rows of experiments/ablations/<name>.yaml")
+    parser.add_argument("--data", metavar="NAME|FOLDER", help="with --table: other data than its file's")
+    parser.add_argument("--scale", metavar="NAME", help="with --table: another scale")
+    parser.add_argument("--seeds", metavar="0,1,2", help="with --table: other seeds")
+    parser.add_argument(
+        "--runs", dest="home", default="runs", metavar="DIR", help="with --table: where run folders are"
+    )
     parser.add_argument("--out", metavar="F", help="also write the Markdown here")
     options = parser.parse(words)
     from experiments.table import make_table
+    from experiments.table_rows import Choice, parse_seeds
 
-    text = make_table([Path(run) for run in options.runs], options.table, command_line("table", words))
+    runs, choice = [Path(run) for run in options.runs], Choice(options.data, options.scale, parse_seeds(options.seeds))
+    text = make_table(runs, options.table, command_line("table", words), choice, Path(options.home))
     if options.out:
         from experiments.runs import write_text
 

@@ -24,7 +24,7 @@ TOLERANCE = 1e-6  # between two evaluations of one checkpoint, on one process or
 # run folder of their own.
 READ_BY = {
     "data": ("region_set", "instances", "instance_min_score", "max_instances", "instance_nms_iou", "crop_margin"),
-    "evaluation": ("level", "merge", "min_score"),
+    "evaluation": ("level", "merge", "choose_by", "min_score"),
 }
 
 

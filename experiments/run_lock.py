@@ -103,4 +103,13 @@ def _lives(pid: int) -> bool:
         return False
     except PermissionError:
         pass  # somebody else's
-    return True
+    return not _has_ended(pid)
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether a process is over and only waits for its parent to notice: an adopted one may wait for seconds."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return False  # no such file system, or gone meanwhile
+    return state in ("Z", "X")

@@ -31,21 +31,31 @@ from experiments.scoreboard import LEVELS, ROWS, is_product_itself
 from experiments.table_cells import NOTHING, SPLIT, against_own, metric
 from experiments.table_comparison import comparison, head
 from experiments.table_origin import commit, origin
-from experiments.table_rows import Row, group_runs, read_plan
+from experiments.table_rows import AS_IN_FILE, RUNS, Choice, Row, group_runs, read_plan
 from experiments.tasks import task_of
 
 
-def make_table(runs: list[Path], table: str | None, command: str) -> str:
+def make_table(
+    runs: list[Path], table: str | None, command: str, choice: Choice = AS_IN_FILE, home: Path = RUNS
+) -> str:
     """The table of the given run folders, or of a table's file, as Markdown.
+
+    Args:
+        choice: Data, scale and seeds instead of those of the table's file.
+        home: Where the run folders of the table's rows are.
 
     Raises:
         UsageError: If nothing is given, or a name, key or folder is unknown.
     """
     if bool(runs) == bool(table):
         raise UsageError("table wants run folders or TABLE=<name>, one of the two")
+    if runs and choice.given():
+        raise UsageError(
+            f"{choice}: only a table's file has other runs to choose (TABLE=<name>); run folders are what they are"
+        )
     if runs and all(task_of(read_metrics(open_run(run))).name == "detection" for run in runs):
         return detection_table(runs, command)
-    plan = read_plan(table) if table else group_runs(runs)
+    plan = read_plan(table, choice, home) if table else group_runs(runs)
     parts = [f"### {plan.title}\n\n"] if plan.title else []
     if plan.base:
         parts.append(comparison(plan))

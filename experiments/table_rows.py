@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ from datamodules.errors import DataError
 from experiments.config import HOME, Composition, Loader, compose
 from experiments.errors import UsageError, nearest
 from experiments.runs import RunFolder, open_run, read_metrics, run_folder
-from experiments.scoreboard import COLUMNS
+from experiments.scoreboard import COLUMNS, LEVEL_COLUMNS
 from experiments.tasks import DEFAULT_TASK, task_of
 
 KEYS = (
@@ -32,6 +31,43 @@ KEYS = (
 # In the identical-product task, which has cut-offs of its own, a query has one product: no mAR, no coverage.
 COLUMN = re.compile(r"(mAP|mAR|Prec|coverage)@[1-9]\d*|same/(mAP|Prec)@(1|5|10)")
 ROW_KEYS = ("label", "experiment", "data", "scale", "seeds", "set", "published", "own_feature", "feature")
+RUNS = Path("runs")
+DEFAULTS: dict[str, Any] = {"experiment": "capture", "scale": "tiny", "seeds": [0]}
+
+
+class Choice(NamedTuple):
+    """What a command says over a table's file, for all of its rows; None: as the file has it."""
+
+    data: str | None = None
+    scale: str | None = None
+    seeds: tuple[int, ...] | None = None
+
+    def given(self) -> dict[str, Any]:
+        """What is said."""
+        found: dict[str, Any] = {key: value for key, value in self._asdict().items() if value is not None}
+        return found
+
+    def __str__(self) -> str:
+        words = {"data": self.data, "scale": self.scale, "seeds": ", ".join(map(str, self.seeds or ()))}
+        return ", ".join(f"{key} {value}" for key, value in words.items() if value)
+
+
+AS_IN_FILE = Choice()
+
+
+class TableFile(NamedTuple):
+    """A table's file, and its rows with everything they have from the file's head and from the command filled in."""
+
+    file: Path
+    content: dict[str, Any]
+    entries: list[dict[str, Any]]
+    choice: Choice
+
+    @property
+    def title(self) -> str:
+        """Of the file, with what the command chose otherwise."""
+        title = str(self.content.get("title", self.file.stem))
+        return f"{title} [{self.choice}]" if self.choice.given() else title
 
 
 class Row(NamedTuple):
@@ -59,7 +95,7 @@ class Plan(NamedTuple):
 
 
 def group_runs(paths: list[Path]) -> Plan:
-    """Runs that differ in their seed only are one row."""
+    """Runs that differ in their seed only are one row; where queries were read by instance, coverage is shown too."""
     groups: dict[tuple[str, ...], Row] = {}
     for path in paths:
         run = open_run(path)
@@ -71,31 +107,91 @@ def group_runs(paths: list[Path]) -> Plan:
             raise UsageError(f"{path}: seed {record['seed']} of {row.label} is given twice")
         row.runs.append(run)
         row.records.append(record)
-    return Plan(list(groups.values()))
+    by_instance = any(record.get("instances") for row in groups.values() for record in row.records)
+    return Plan(list(groups.values()), columns=LEVEL_COLUMNS if by_instance else COLUMNS)
 
 
-def read_plan(name: str) -> Plan:
+def read_plan(name: str, choice: Choice = AS_IN_FILE, home: Path = RUNS) -> Plan:
     """A table's file and the finished runs of its rows.
+
+    Args:
+        home: Where run folders are.
 
     Raises:
         UsageError: If there is no such table, or a key, base row, number or feature is wrong.
     """
-    files = {file.stem: file for file in sorted((HOME / "ablations").glob("*.yaml"))}
-    if name not in files:
-        raise UsageError(f"unknown table {name!r}: {nearest(name, files)}")
-    content = read_file(files[name])
-    defaults = {"experiment": "capture", "scale": "tiny", "seeds": [0], **content}
-    rows = [_find_runs({**defaults, **entry}, files[name]) for entry in content["rows"]]
+    table = open_table(name, choice)
+    content = table.content
+    rows = [_find_runs(entry, table.file, home) for entry in table.entries]
     labels, base = [row.label for row in rows], content.get("base")
     return Plan(
         rows,
-        str(content.get("title", name)),
+        table.title,
         None if base is None else rows[labels.index(str(base))],
         content.get("published_source"),
         bool(content.get("costs", False)),
         bool(content.get("blocks", True)),
         tuple(content.get("columns", COLUMNS)),
     )
+
+
+def open_table(name: str, choice: Choice = AS_IN_FILE) -> TableFile:
+    """The file of a table by its name.
+
+    Raises:
+        UsageError: If there is no such table, or its file is wrong as far as that can be told without its runs.
+    """
+    files = {file.stem: file for file in sorted((HOME / "ablations").glob("*.yaml"))}
+    if name not in files:
+        raise UsageError(f"unknown table {name!r}: {nearest(name, files)}")
+    content = read_file(files[name])
+    entries = [{**DEFAULTS, **content, **entry, **choice.given()} for entry in content["rows"]]
+    for entry in entries:
+        if "data" not in entry:
+            raise UsageError(f"{files[name]}: {entry['label']}: no data: name it there or as DATA=<name> (--data)")
+    return TableFile(files[name], content, entries, choice)
+
+
+def row_settings(entry: dict[str, Any]) -> list[str]:
+    """What a row sets, as words of a command line: `--model.lr=0.0005`."""
+    settings = [
+        f"--{key}={yaml.safe_dump(value, default_flow_style=True, width=10_000)}"
+        for key, value in (entry.get("set") or {}).items()
+    ]
+    return [setting.removesuffix("\n").removesuffix("\n...") for setting in settings]
+
+
+def compose_row(entry: dict[str, Any], seed: int) -> Composition:
+    """The configuration of a row's run with one of its seeds.
+
+    Raises:
+        UsageError: On an unknown name or key, a value of the wrong type, or an experiment that no table shows.
+    """
+    words = row_settings(entry)
+    composition = compose(str(entry["experiment"]), str(entry["data"]), str(entry["scale"]), seed, words)
+    if composition.task.name != DEFAULT_TASK:
+        raise UsageError(
+            f"{entry['experiment']}: {composition.task.name} has no retrieval metrics, so no table shows it"
+        )
+    return composition
+
+
+def parse_seeds(text: str | None) -> tuple[int, ...] | None:
+    """`0,1,2` as a command line has it; None where it says nothing.
+
+    Raises:
+        UsageError: If a word is no number of 0 or more, or comes twice.
+    """
+    if text is None:
+        return None
+    words = [word.strip() for word in text.split(",")]
+    for word in words:
+        if not (word.isascii() and word.isdigit()):
+            raise UsageError(f"--seeds {text}: {word!r} is no seed: write numbers of 0 or more, as in 0,1,2")
+    seeds = tuple(map(int, words))
+    if len(set(seeds)) < len(seeds):
+        raise UsageError(f"--seeds {text}: a seed is given twice")
+    return seeds
 
 
 def read_file(file: Path) -> dict[str, Any]:
@@ -106,11 +202,16 @@ def read_file(file: Path) -> dict[str, Any]:
         _check_keys(entry, ROW_KEYS, file)
         if "label" not in entry:
             raise UsageError(f"{file}: a row has no label: {entry}")
+        _check_run(entry, file, f"{entry['label']}: ")
         _check_published(entry, content, file)
+    _check_run(content, file)
     _check_columns(content.get("columns", list(COLUMNS)), file)
     labels, base = [str(entry["label"]) for entry in content.get("rows") or []], content.get("base")
     if not labels:
         raise UsageError(f"{file}: rows: wants at least one row")
+    twice = [label for label in labels if labels.count(label) > 1]
+    if twice:
+        raise UsageError(f"{file}: two rows are called {twice[0]!r}: rows are told by their labels")
     if base is not None and str(base) not in labels:
         raise UsageError(f"{file}: base {base!r} is no row: {nearest(str(base), labels)}")
     compared = [key for key in ("costs", "published_source") if content.get(key)]
@@ -132,6 +233,17 @@ def _check_keys(content: Any, known: tuple[str, ...], file: Path) -> None:
             raise UsageError(f"{file}: unknown key {key}: {nearest(str(key), known)}")
 
 
+def _check_run(part: dict[str, Any], file: Path, where: str = "") -> None:
+    """Seeds and settings, of a row or of the file's head."""
+    seeds = part.get("seeds", [0])
+    numbers = isinstance(seeds, list) and seeds and all(type(seed) is int and seed >= 0 for seed in seeds)
+    if not numbers or len(set(seeds)) < len(seeds):
+        raise UsageError(f"{file}: {where}seeds: expected a list of different numbers of 0 or more, got {seeds!r}")
+    settings = part.get("set") or {}
+    if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
+        raise UsageError(f"{file}: {where}set: expected keys and values such as {{model.lr: 5.0e-5}}, got {settings!r}")
+
+
 def _check_columns(columns: Any, file: Path) -> None:
     """A misspelt metric would be a column of dashes, which reads as missing runs."""
     wanted = "a list of metrics such as mAP@10, mAR@10, coverage@10 or same/mAP@10"
@@ -151,31 +263,14 @@ def _check_published(entry: dict[str, Any], content: dict[str, Any], file: Path)
         raise UsageError(f"{file}: published numbers want a published_source that says where they stand")
 
 
-def compose_row(entry: dict[str, Any], seed: int, file: Path, more: Sequence[str] = ()) -> Composition:
-    """The configuration of a row, completed by what the table's file says for all.
-
-    Args:
-        entry: With experiment, data, scale and, if need be, set.
-        more: Further settings, as on the command line; they lie over the row's own.
-
-    Raises:
-        UsageError: On whatever `compose` finds wrong, with file and row.
-    """
-    settings = [
-        f"--{key}={yaml.safe_dump(value, default_flow_style=True)}" for key, value in (entry.get("set") or {}).items()
-    ]
-    settings = [setting.removesuffix("\n").removesuffix("\n...") for setting in settings]
-    try:
-        return compose(entry["experiment"], entry["data"], entry["scale"], seed, [*settings, *more])
-    except (UsageError, DataError) as problem:
-        raise UsageError(f"{file}: {entry['label']}: {problem}") from problem
-
-
-def _find_runs(entry: dict[str, Any], file: Path) -> Row:
+def _find_runs(entry: dict[str, Any], file: Path, home: Path) -> Row:
     row = Row(str(entry["label"]), [], [], 0, *(entry.get(key) for key in ("published", "own_feature", "feature")))
     missing = 0
     for seed in entry["seeds"]:
-        run = run_folder(compose_row(entry, int(seed), file), Path("runs"))
+        try:
+            run = run_folder(compose_row(entry, seed), home)
+        except (UsageError, DataError) as problem:
+            raise UsageError(f"{file}: {row.label}: {problem}") from problem
         record = run.finished()
         if record is None:
             missing += 1

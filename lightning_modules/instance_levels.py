@@ -93,10 +93,11 @@ def level_result(
     return LevelResult(metrics, ranking, found.scores, name, instances)
 
 
-def best_feature(search: Search, names: Sequence[str], labels: Labels, k: int) -> str:
-    """The vector with the highest mAP@k at a level; the first on a tie."""
+def best_feature(search: Search, names: Sequence[str], labels: Labels, metric: str) -> str:
+    """The vector with the highest `metric` (as "mAP@10") at a level; the first on a tie."""
+    k = int(metric.rpartition("@")[2])
     scores = {name: per_query_scores(search(name, name), *labels, ks=(k,)).means() for name in names}
-    return max(names, key=lambda name: scores[name][f"mAP@{k}"])
+    return max(names, key=lambda name: scores[name][metric])
 
 
 def check_headline(level: str | None) -> None:

@@ -71,6 +71,8 @@ class RetrievalEvaluation(Callback):
             the boxes of a detector; None = "detected" where the data are read so. Re-ranking stays with whole pictures.
         merge: The lists of a query's instances become one by "round_robin", "best" or "normalised" score
             (`retrieval.merge_instances`).
+        choose_by: The metric on val by which `retrieval_feature: auto` chooses a vector, at every level alike: mAP,
+            mAR, Prec or coverage at one of `ks`; None = mAP at the first, which asks for one product of a query only.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class RetrievalEvaluation(Callback):
         same: bool = True,
         level: str | None = None,
         merge: str = "round_robin",
+        choose_by: str | None = None,
     ) -> None:
         check_headline(level)
         if merge not in METHODS:
@@ -90,6 +93,10 @@ class RetrievalEvaluation(Callback):
         self.level, self.merge = level, merge
         self.ks = tuple(ks)
         self.depth = max(depth, *self.ks)
+        measured = [f"{name}@{k}" for name in ("mAP", "mAR", "Prec", "coverage") for k in self.ks]
+        if choose_by is not None and choose_by not in measured:
+            raise is_unknown("evaluation.choose_by", choose_by, measured)
+        self.choose_by = choose_by or measured[0]
         if not 0 <= rerank <= self.depth:
             raise ModelError(f"evaluation.rerank={rerank} must be between 0 (off) and evaluation.depth={self.depth}")
         self.rerank = rerank
@@ -176,11 +183,10 @@ class RetrievalEvaluation(Callback):
         if model.retrieval_feature == "auto" and split == "val":
             # max() keeps the first on a tie: the order of the candidates decides
             model.selected_features = {
-                role: max(names, key=lambda name: scores[name][f"mAP@{self.ks[0]}"])
-                for role, names in candidates.items()
+                role: max(names, key=lambda name: scores[name][self.choose_by]) for role, names in candidates.items()
             }
             for other in others:
-                best = best_feature(searches[other], candidates["product"], labels, self.ks[0])
+                best = best_feature(searches[other], candidates["product"], labels, self.choose_by)
                 model.selected_features[other] = best
         chosen = {role: model.selected_features[role] for role in candidates}
         ranking = rankings[chosen["product"]]

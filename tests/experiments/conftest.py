@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from experiments import table_rows
 from experiments.cli import main
+from tests.experiments.ablation_stub import ROWS, STUB
 
 # A network small enough to train in seconds; everything else is the tiny scale.
 SMALL = [
@@ -83,3 +86,24 @@ def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def record(run: Path) -> dict:
     return json.loads((run / "metrics.json").read_text())
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where tables are read from and runs go."""
+    (tmp_path / "ablations").mkdir()
+    monkeypatch.setattr(table_rows, "HOME", tmp_path)
+    (tmp_path / "stub.py").write_text(STUB)
+    return tmp_path
+
+
+@pytest.fixture
+def write(home: Path, shards: Path) -> Callable[..., None]:
+    """Write the table `mine`."""
+
+    def write_table(rows: str = ROWS, **head: object) -> None:
+        about = {"title": "Mine", "data": str(shards), "scale": "tiny", "seeds": [0, 1], **head}
+        text = "".join(f"{key}: {json.dumps(value)}\n" for key, value in about.items())
+        (home / "ablations" / "mine.yaml").write_text(f"{text}rows:{rows}")
+
+    return write_table

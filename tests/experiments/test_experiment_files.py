@@ -18,7 +18,7 @@ from experiments.errors import UsageError
 from experiments.runs import run_folder
 from tests.datamodules.tiny_sets import write_set
 
-TABLES = sorted((HOME / "ablations").glob("*.yaml"))
+TABLES = sorted(file.stem for file in (HOME / "ablations").glob("*.yaml"))
 # What a machine without a network, a GPU or time can build, of the arguments a class has and a row leaves alone.
 SHRUNK = {
     **{"model.width": 32, "model.output_width": 16, "model.image_width": 32, "model.cross_width": 16},
@@ -37,14 +37,16 @@ class Case(NamedTuple):
     file: Path
     entry: dict[str, Any]
 
+    def composed(self, *more: str) -> Composition:
+        """With further settings over its own."""
+        entry, settings = self.entry, table_rows.row_settings(self.entry)
+        with told(self):
+            return compose(entry["experiment"], entry["data"], entry["scale"], 0, [*settings, *more])
+
 
 def cases() -> list[Case]:
-    found = []
-    for file in TABLES:
-        content = table_rows.read_file(file)
-        defaults = {"experiment": "capture", "scale": "tiny", "seeds": [0], **content}
-        found += [Case(file, {**defaults, **entry}) for entry in content["rows"]]
-    return found
+    tables = [table_rows.open_table(name) for name in TABLES]
+    return [Case(table.file, entry) for table in tables for entry in table.entries]
 
 
 def shrinking(experiment: str, own: dict[str, Any]) -> list[str]:
@@ -87,7 +89,7 @@ def composed(case: Case) -> Composition:
     if case.entry["data"] == "product1m" and "data.region_set" not in own:
         regions = ["--data.region_set=detected"]  # there they lie in the shards
     small = shrinking(case.entry["experiment"], own)
-    return table_rows.compose_row(case.entry, 0, case.file, [*small, *regions])
+    return case.composed(*small, *regions)
 
 
 def engine_of(composition: Composition, home: Path) -> Engine:
@@ -109,7 +111,7 @@ def distinct() -> list[list[Case]]:
 def test_rows_are_checked_at_their_own_scale_and_no_two_of_a_table_are_the_same(home: Path) -> None:
     seen: dict[tuple[str, str, str | None], str] = {}
     for case in cases():
-        run = run_folder(table_rows.compose_row(case.entry, 0, case.file), Path("runs")).run_id
+        run = run_folder(case.composed(), Path("runs")).run_id
         label = seen.setdefault((case.file.name, run, case.entry.get("feature")), case.entry["label"])
         assert label == case.entry["label"], f"{case.file.name}: {label} and {case.entry['label']} are one run"
 

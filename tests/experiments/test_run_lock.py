@@ -60,6 +60,15 @@ def test_a_dead_owner_is_succeeded(run_folder: RunFolder, content: str) -> None:
     assert run_folder.log.is_file()
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="states of processes are read from /proc")
+def test_an_owner_that_has_ended_unnoticed_is_succeeded(run_folder: RunFolder) -> None:
+    """A killed training in a container whose first process is slow to collect it."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        _locked_by(run_folder, socket.gethostname(), child.pid)
+        check_free(run_folder)
+
+
 def test_two_processes_never_hold_one_folder(run_folder: RunFolder, tmp_path: Path) -> None:
     """Five start at once over a dead owner's lock: whoever gets in finds nobody inside."""
     _locked_by(run_folder, socket.gethostname(), _dead_process())

@@ -277,3 +277,14 @@ def test_two_processes_find_what_one_finds(folder: Path, tmp_path: Path) -> None
         assert found.keys() == expected.keys()
         for key, value in expected.items():
             assert torch.equal(found[key], value), key
+
+
+def test_the_metric_that_chooses_the_feature_is_an_argument(folder: Path) -> None:
+    for metric in ("mAR@6", "coverage@2", "Prec@6"):
+        result = _evaluated(folder, MeanColour("auto"), choose_by=metric)["val"]
+        fixed = {name: _evaluated(folder, MeanColour(name))["val"].metrics for name in MeanColour.candidate_features}
+        for role, prefix in (("product", ""), ("whole", "whole/"), ("true", "true/")):
+            values = {name: metrics[prefix + metric] for name, metrics in fixed.items()}
+            assert values[result.features[role]] == max(values.values()), (metric, role)
+    with pytest.raises(ModelError, match=r"evaluation\.choose_by 'mAR@10' is unknown"):
+        RetrievalEvaluation(ks=(2, 6), choose_by="mAR@10")
