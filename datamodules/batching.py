@@ -22,6 +22,7 @@ from datamodules.region_sets import set_of
 from datamodules.regions import (
     BadRegionsError,
     Regions,
+    best_regions,
     boxes_with_area,
     check_class_scores,
     check_finite,
@@ -65,12 +66,19 @@ class BatchMaker:
         spec: what the model wants.
         jitter: augmentation, None in evaluation.
         entities: of the split's samples; None = the model reads none.
+        max_regions: the most regions of a row, best first; None = all.
     """
 
     def __init__(
-        self, folder: Path, spec: InputSpec, jitter: Jitter | None, entities: CaptionEntities | None = None
+        self,
+        folder: Path,
+        spec: InputSpec,
+        jitter: Jitter | None,
+        entities: CaptionEntities | None = None,
+        max_regions: int | None = None,
     ) -> None:
         self.folder, self.spec, self.jitter, self.entities = folder, spec, jitter, entities
+        self.max_regions = max_regions
         self._tokenizer: AnyTokenizer | None = None
         self._rings: dict[str, list[Tensor]] = {}  # by field
         self._reset(0)
@@ -190,6 +198,8 @@ class BatchMaker:
         assert self._features is not None
         assert self._boxes is not None
         assert self._region_mask is not None
+        if self.max_regions is not None:
+            regions = best_regions(regions, self.max_regions)
         num = len(regions.boxes_R4)
         self._check_fit(regions, sample, record)
         features_RD, boxes_R5 = self._features[row].numpy(), self._boxes[row].numpy()

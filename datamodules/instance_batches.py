@@ -37,7 +37,7 @@ class InstanceBatchMaker(BatchMaker):
     query, and so are its entities.
 
     Args:
-        folder, spec, entities: as in `BatchMaker`.
+        folder, spec, entities, max_regions: as in `BatchMaker`.
         kind: whose boxes, "detected" or "true".
         options: which of them, and how they are cropped.
     """
@@ -49,9 +49,10 @@ class InstanceBatchMaker(BatchMaker):
         kind: str,
         options: InstanceOptions,
         entities: CaptionEntities | None = None,
+        max_regions: int | None = None,
     ) -> None:
         self.kind, self.options = kind, options
-        super().__init__(folder, spec, jitter=None, entities=entities)
+        super().__init__(folder, spec, jitter=None, entities=entities, max_regions=max_regions)
 
     def add(self, sample: RawSample, seed: tuple[int, ...] | None) -> None:
         """Decode one query into the next free rows.

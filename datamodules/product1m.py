@@ -47,6 +47,7 @@ class Product1M(ShardData):
         pin_memory: None = when training on CUDA.
         augment: light jitter of scale and place of training pictures ("grid" input only).
         region_set: the region set whose regions are read, see `region_sets`; None = those in the shards, if any.
+        max_regions: the most regions read of a picture or an instance, those with the highest scores; None = all.
         instances: also evaluate queries by instance, one row per box (docs/instances.md): "detected", the boxes of the
             regions the folder is read with, "true", the known ones, which are an upper bound; both, or none.
         instance_min_score: a detected box with less is no instance; a query without any is one, its whole picture.
@@ -74,8 +75,9 @@ class Product1M(ShardData):
         max_instances: int = 10,
         instance_nms_iou: float = 0.5,
         crop_margin: float = 0.05,
+        max_regions: int | None = None,
     ) -> None:
-        check_numbers(locals())
+        check_numbers(locals(), max_regions=1)
         super().__init__(folder, num_workers, pin_memory)
         self.instances = tuple(instances)
         self.instance_options = InstanceOptions(instance_min_score, max_instances, instance_nms_iou, crop_margin)
@@ -83,6 +85,7 @@ class Product1M(ShardData):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.seed, self.augment = seed, augment
         self.region_set = None if region_set is None else check_name(region_set)
+        self.max_regions = max_regions
         self._interval = steps_per_epoch
         self.input_spec = InputSpec()
         self._stream = StreamState.fresh(self.num_streams)
@@ -144,7 +147,7 @@ class Product1M(ShardData):
         return node_tokens(table.names[: table.num_nodes], self.tokenizer)
 
     def _maker(self, split: str, jitter: Jitter | None) -> BatchMaker:
-        return BatchMaker(self.folder, self.input_spec, jitter, self._entities(split))
+        return BatchMaker(self.folder, self.input_spec, jitter, self._entities(split), self.max_regions)
 
     def _entities(self, split: str) -> CaptionEntities | None:
         if not self.input_spec.num_entities:
@@ -164,7 +167,7 @@ class Product1M(ShardData):
         check_shard_files(self.folder, splits, self.manifest)
         if self.region_set is not None:
             check_region_set(self.folder, splits, self.manifest, self.region_set)
-        self._contents.check_visual_input(self.input_spec, self.region_set)
+        self._contents.check_visual_input(self.input_spec, self.region_set, self.max_regions)
         query_splits = [split for split in splits if split in ("val", "test")]
         check_boxes_known(self._contents, self.instances, self.input_spec, query_splits, self.region_set)
         check_vocabulary(self.tokenizer, self.input_spec)
@@ -218,7 +221,8 @@ class Product1M(ShardData):
 
     def instance_loader(self, split: str, kind: str) -> EvaluationLoader:
         """This rank's share of a split's queries, each as one row per box; a batch holds whole queries."""
-        maker = InstanceBatchMaker(self.folder, self.input_spec, kind, self.instance_options, self._entities(split))
+        common = (self._entities(split), self.max_regions)
+        maker = InstanceBatchMaker(self.folder, self.input_spec, kind, self.instance_options, *common)
         num_queries = max(1, self.eval_batch_size // self.instance_options.max_instances)
         return self._in_batches(split, maker, num_queries, self.region_set if kind == DETECTED else self._regions_read)
 

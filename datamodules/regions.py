@@ -53,6 +53,17 @@ class Regions(NamedTuple):
         return 0 if self.class_scores_RC is None else int(np.shape(self.class_scores_RC)[-1])
 
 
+def best_regions(regions: Regions, num: int) -> Regions:
+    """The `num` regions with the highest scores, in their order; of equal scores the first."""
+    if len(regions.boxes_R4) <= num:
+        return regions
+    kept = np.sort(np.argsort(-np.asarray(regions.scores_R), kind="stable")[:num])
+    classes_RC = None if regions.class_scores_RC is None else regions.class_scores_RC[kept]
+    return Regions(
+        regions.boxes_R4[kept], regions.features_RD[kept], regions.scores_R[kept], regions.size_hw, classes_RC
+    )
+
+
 def pack_regions(regions: Regions) -> bytes:
     """The bytes of the member; equal regions give equal bytes (npz entries carry no clock).
 

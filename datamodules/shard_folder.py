@@ -137,14 +137,24 @@ class ShardFolder:
             return self.manifest["regions"]
         return region_set_of(self.path, self.manifest, region_set)
 
-    def check_visual_input(self, spec: InputSpec, region_set: str | None = None) -> None:
+    def check_visual_input(
+        self, spec: InputSpec, region_set: str | None = None, max_regions: int | None = None
+    ) -> None:
         """Refuse a model that wants what the shards, or the named region set, do not hold.
+
+        Args:
+            max_regions: The most that are read of a picture; None = all.
 
         Raises:
             DataError: with both ways out.
         """
         regions = self.region_sizes(region_set)
         whose = str(self.path) if region_set is None else f"region set '{region_set}' of {self.path}"
+        if max_regions is not None and spec.visual_input != "regions":
+            raise DataError(
+                f"data.max_regions={max_regions} counts stored regions, which a model with visual input "
+                f"'{spec.visual_input}' does not read. Leave it out, or set model.visual_input=regions."
+            )
         if spec.visual_input == "grid":
             if not self.manifest["pictures"]:
                 raise DataError(
@@ -166,7 +176,8 @@ class ShardFolder:
                     f"The regions of {whose} are {regions['width']} wide, the model takes region_width="
                     f"{spec.region_width}. Set the model's region width to match."
                 )
-            if regions["max"] > spec.num_regions:
+            most = regions["max"] if max_regions is None else min(regions["max"], max_regions)
+            if most > spec.num_regions:
                 where = self._sample_with_more(spec.num_regions, region_set)
                 raise DataError(
                     f"{where}: {regions['max']} regions a picture at most, the model takes "

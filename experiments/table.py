@@ -15,7 +15,8 @@ columns by `costs: true` (parameters, time to train, time to embed), and per row
 paper's own retrieval feature) and `published: {mAP@10: 0.5}`, which wants a `published_source`. `blocks: false` leaves
 out the rows' own blocks and shows the base row's floors in the comparison instead. `columns: [mAP@10, same/mAP@10]`
 chooses the metrics, also of the identical-product task. Runs whose queries were also read by instance
-(`set: {data.instances: [detected, "true"]}`) have a row in their block for each other level.
+(`set: {data.instances: [detected, "true"]}`) have a row in their block for each other level. A row with
+`feature: <candidate>` shows the numbers of that retrieval feature, not of the one chosen on val: such rows share a run.
 
 What the table says is made once, as a `Document`; `table_forms` writes it as Markdown, LaTeX or CSV.
 """

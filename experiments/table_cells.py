@@ -26,7 +26,8 @@ def mean_std(values: Sequence[float | None], digits: int = 4) -> Cell:
 
 
 def metric(row: Row, prefix: str, column: str) -> Cell:
-    """A metric of metrics.json over the row's seeds."""
+    """A metric of metrics.json over the row's seeds; the product's is that of the row's `feature`, if it names one."""
+    prefix = prefix or _of_feature(row)
     return mean_std([value_of(record, SPLIT, prefix, column) for record in row.records])
 
 
@@ -40,8 +41,15 @@ def against_own(row: Row, prefix: str, column: str) -> Cell:
 def against_base(base: Row, row: Row, measure: str) -> Cell:
     """Base minus row, over the seeds that have finished in both."""
     seeds = {record["seed"] for record in base.records} & {record["seed"] for record in row.records}
-    sides = [[_scores(_run_of(side, seed), measure) for side in (base, row)] for seed in sorted(seeds)]
-    return _paired([(ours, theirs) for ours, theirs in sides])
+    names = [_of_feature(side) + measure for side in (base, row)]
+    return _paired(
+        [(_scores(_run_of(base, seed), names[0]), _scores(_run_of(row, seed), names[1])) for seed in sorted(seeds)]
+    )
+
+
+def _of_feature(row: Row) -> str:
+    """Where the numbers of a row's product embedding stand."""
+    return f"feature/{row.feature}/" if row.feature else ""
 
 
 Scores = tuple[np.ndarray, np.ndarray]

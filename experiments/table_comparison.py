@@ -60,6 +60,9 @@ def comparison(plan: Plan, marks: Marks) -> Grid:
 
 def _measures(plan: Plan, base: Row) -> list[Quantity]:
     """Each metric by each kind of feature, beside its difference from the base row."""
+    if any(row.feature for row in plan.rows):  # candidates have no scores by query, and are tried in one task only
+        one_task = [column for column in plan.columns if "/" not in column]
+        return [Quantity(Column(column, column, WITH_STD), *_values(base, column)) for column in one_task]
     kinds = dict(COMPARED)
     for name, prefix in WHERE_PRESENT.items():
         if any(
@@ -175,10 +178,11 @@ def head(row: Row, marks: Sequence[int] = ()) -> Sentence:
     """What stands behind a row: its seeds, the chosen features, and what is missing."""
     if not row.records:
         return Sentence(row.label, ": no finished run", marks)
-    features = sorted({str(record.get("feature")) for record in row.records})
+    features = sorted({row.feature or str(record.get("feature")) for record in row.records})
     seeds = ", ".join(str(record["seed"]) for record in row.records)
     by_instance = [record["level"] for record in row.records if record.get("instances")]
     level = f"; product feature of: {', '.join(sorted({LEVELS[name] for name in by_instance}))}" if by_instance else ""
-    about = f" (n = {len(row.records)}, seed {seeds}; feature chosen on val: {', '.join(features)}{level})"
+    chosen = "" if row.feature else " chosen on val"
+    about = f" (n = {len(row.records)}, seed {seeds}; feature{chosen}: {', '.join(features)}{level})"
     missing = f"; {row.missing} run(s) missing" if row.missing else ""
     return Sentence(row.label + weights(row.records[0]), about + missing, marks)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from datamodules.errors import DataError
 from experiments.config import HOME, Composition, Loader, compose
 from experiments.errors import UsageError, nearest
 from experiments.runs import RunFolder, open_run, read_metrics, run_folder
@@ -29,7 +30,7 @@ KEYS = (
 )
 # In the identical-product task, which has cut-offs of its own, a query has one product: no mAR, no coverage.
 COLUMN = re.compile(r"(mAP|mAR|Prec|coverage)@[1-9]\d*|same/(mAP|Prec)@(1|5|10)")
-ROW_KEYS = ("label", "experiment", "data", "scale", "seeds", "set", "published", "own_feature")
+ROW_KEYS = ("label", "experiment", "data", "scale", "seeds", "set", "published", "own_feature", "feature")
 RUNS = Path("runs")
 DEFAULTS: dict[str, Any] = {"experiment": "capture", "scale": "tiny", "seeds": [0]}
 
@@ -79,6 +80,7 @@ class Row(NamedTuple):
     published: dict[str, float] | None = None  # metric -> the paper's number
     own_feature: str | None = None  # the candidate that is the paper's own retrieval feature
     entry: dict[str, Any] | None = None  # what the table's file says of it
+    feature: str | None = None  # the candidate whose numbers the row shows; None = the feature chosen on val
 
 
 class Plan(NamedTuple):
@@ -215,9 +217,12 @@ def read_file(file: Path) -> dict[str, Any]:
         raise UsageError(f"{file}: base {base!r} is no row: {nearest(str(base), labels)}")
     compared = [key for key in ("costs", "published_source") if content.get(key)]
     compared += [] if content.get("blocks", True) else ["blocks: false"]
-    compared += ["own_feature"] if any(entry.get("own_feature") for entry in content["rows"]) else []
+    for key in ("own_feature", "feature"):
+        compared += [key] if any(entry.get(key) for entry in content["rows"]) else []
     if base is None and compared:
         raise UsageError(f"{file}: {compared[0]} wants a base row, with which the rows are compared: base: {labels[0]}")
+    if content.get("blocks", True) and any(entry.get("feature") for entry in content["rows"]):
+        raise UsageError(f"{file}: rows with a feature share the floors of their run: blocks: false")
     return dict(content)
 
 
@@ -260,10 +265,13 @@ def _check_published(entry: dict[str, Any], content: dict[str, Any], file: Path)
 
 
 def _find_runs(entry: dict[str, Any], file: Path, home: Path) -> Row:
-    row = Row(str(entry["label"]), [], [], published=entry.get("published"), own_feature=entry.get("own_feature"))
+    row = Row(str(entry["label"]), [], [], 0, *(entry.get(key) for key in ("published", "own_feature", "feature")))
     missing = 0
     for seed in entry["seeds"]:
-        run = run_folder(compose_row(entry, seed), home)
+        try:
+            run = run_folder(compose_row(entry, seed), home)
+        except (UsageError, DataError) as problem:
+            raise UsageError(f"{file}: {row.label}: {problem}") from problem
         record = run.finished()
         if record is None:
             missing += 1
@@ -271,7 +279,7 @@ def _find_runs(entry: dict[str, Any], file: Path, home: Path) -> Row:
         _check_task(record, run.root)
         row.runs.append(run)
         row.records.append(record)
-    _check_own_feature(row, file)
+    _check_features(row, file)
     return row._replace(missing=missing, entry=entry)
 
 
@@ -282,9 +290,10 @@ def _check_task(record: dict[str, Any], where: Path) -> None:
         )
 
 
-def _check_own_feature(row: Row, file: Path) -> None:
+def _check_features(row: Row, file: Path) -> None:
     """A misspelt candidate would be an empty cell, which reads as a missing run."""
     for record in row.records:
         known = {key.split("/")[1] for key in record["test"] if key.startswith("feature/")}
-        if row.own_feature and known and row.own_feature not in known:
-            raise UsageError(f"{file}: {row.label}: own_feature {row.own_feature}: {nearest(row.own_feature, known)}")
+        for key, name in (("own_feature", row.own_feature), ("feature", row.feature)):
+            if name and known and name not in known:
+                raise UsageError(f"{file}: {row.label}: {key} {name}: {nearest(name, known)}")

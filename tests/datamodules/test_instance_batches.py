@@ -127,6 +127,15 @@ def test_regions_of_a_box_are_those_whose_centre_lies_inside(folder: Path) -> No
         assert not rows.boxes_BR5[row, 1:].any()
 
 
+def test_fewer_regions_read_are_no_fewer_instances(folder: Path) -> None:
+    whole, part = (_joined(_batches(folder, REGIONS, max_regions=most)) for most in (None, 1))
+    assert torch.equal(whole.instance_box_B5, part.instance_box_B5)
+    assert torch.equal(whole.instance_feature_BD, part.instance_feature_BD)
+    for most in (None, 1):
+        pictures = _joined(list(_data(folder, REGIONS, max_regions=most).test_dataloader()[0]))
+        assert (int(pictures.region_mask_BR.sum(-1).max()) == 1) == (most == 1)
+
+
 def _sample(boxes: Any = None, regions: Regions | None = None, truth: Regions | None = None) -> RawSample:
     record = SHOP.make("test", 1)
     about = {"id": record.id, "caption": record.caption} | ({} if boxes is None else {"boxes": boxes})

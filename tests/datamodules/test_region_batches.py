@@ -17,6 +17,7 @@ import torch
 
 from datamodules import DataError, InputSpec, Product1M
 from datamodules.manifest import file_sha256
+from datamodules.regions import Regions, best_regions
 from datamodules.verify import verify
 from datamodules.write_shards import build
 from tests.datamodules.tiny_catalogue import TinyCatalogue, tiny_regions, tiny_scored_regions
@@ -139,6 +140,44 @@ def test_a_wrong_width_or_number_stops_training_too(
     with pytest.raises(DataError, match=rf"train-000000\.tar, sample 'train\.\d+', \.regions\.npz: {told}"):
         list(data.train_dataloader())
     assert any(found in problem and "build again" in problem for problem in verify(folder))
+
+
+def test_of_more_regions_than_are_to_be_read_the_best_are_in_their_order(scored: Path, tmp_path: Path) -> None:
+    """Class scores go with them."""
+    folder = _with(scored, tmp_path / "train", "train", {"scores": np.array([0.2, 0.9, 0.5], np.float32)})
+    spec = SPEC._replace(region_classes=6)
+    whole, part = (
+        next(iter(_data(folder, spec=spec, batch_size=24, max_regions=most).train_dataloader())) for most in (None, 2)
+    )
+    assert torch.equal(whole.index_B, part.index_B)
+    assert set(whole.region_mask_BR.sum(-1).tolist()) == {3}
+    assert set(part.region_mask_BR.sum(-1).tolist()) == {2}
+    for row, item in enumerate(whole.index_B.tolist()):
+        kept = [1, 2] if item == 2 else [0, 1]  # all others have equal scores
+        for field in ("features_BRD", "boxes_BR5", "class_scores_BRC"):
+            assert torch.equal(getattr(part, field)[row, :2], getattr(whole, field)[row, kept])
+            assert not getattr(part, field)[row, 2:].any()
+
+
+def test_the_best_regions_are_kept_by_score() -> None:
+    boxes_R4 = np.arange(16, dtype=np.float32).reshape(4, 4)
+    scores_R = np.array([0.2, 0.9, 0.1, 0.9], np.float32)
+    regions = Regions(boxes_R4, boxes_R4[:, :1], scores_R, (20, 20))
+    for num, kept in {1: [1], 2: [1, 3], 3: [0, 1, 3], 4: [0, 1, 2, 3], 9: [0, 1, 2, 3]}.items():
+        found = best_regions(regions, num)
+        assert np.array_equal(found.boxes_R4, boxes_R4[kept])
+        assert np.array_equal(found.features_RD, boxes_R4[kept, :1])
+        assert np.array_equal(found.scores_R, scores_R[kept])
+
+
+def test_reading_fewer_regions_lets_a_smaller_model_train(sound: Path) -> None:
+    _data(sound, spec=SPEC._replace(num_regions=2), max_regions=2).setup()
+    with pytest.raises(DataError, match="num_regions=2"):
+        _data(sound, spec=SPEC._replace(num_regions=2), max_regions=3).setup()
+    with pytest.raises(DataError, match=r"data\.max_regions=2 counts stored regions"):
+        _data(sound, spec=SPEC._replace(visual_input="none"), max_regions=2).setup()
+    with pytest.raises(DataError, match=r"data\.max_regions=0: should be at least 1"):
+        _data(sound, max_regions=0)
 
 
 def _spoilt(changes: dict[str, Callable[[Any], Any]]) -> Callable[[Any], Any]:
