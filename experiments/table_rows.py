@@ -79,8 +79,8 @@ class Row(NamedTuple):
     missing: int = 0  # seeds asked for and not run to the end
     published: dict[str, float] | None = None  # metric -> the paper's number
     own_feature: str | None = None  # the candidate that is the paper's own retrieval feature
-    entry: dict[str, Any] | None = None  # what the table's file says of it
     feature: str | None = None  # the candidate whose numbers the row shows; None = the feature chosen on val
+    entry: dict[str, Any] | None = None  # what the table's file says of it
 
 
 class Plan(NamedTuple):

@@ -9,7 +9,7 @@ import pytest
 from experiments import table, table_rows
 from experiments.errors import UsageError
 from experiments.runs import open_run, read_metrics
-from experiments.table_comparison import comparison
+from experiments.table_forms import FORMS
 from experiments.table_rows import Plan, Row
 from tests.experiments.conftest import SMALL
 from tests.experiments.test_table import by_head, cells, write_run
@@ -22,7 +22,7 @@ def test_rows_by_feature_share_runs_and_have_no_intervals(tmp_path: Path) -> Non
         record["test"]["feature/text_stream/mAP@10"] = value
     chosen, text = Row("chosen", runs, records), Row("text", runs, records, feature="text_stream")
     shown = Plan([chosen, text], base=chosen, blocks=False, columns=("mAP@10", "mAR@10", "same/mAP@10"))
-    out = comparison(shown)
+    out = FORMS["md"](table.document(shown, "mine", "x"))
     assert by_head(out, "text") == {"n": "2", "mAP@10": "0.5000 ± 0.3536", "mAR@10": "–"}
     means = [record["test"]["mAP@10"] for record in records]
     assert by_head(out, "chosen")["mAP@10"].startswith(f"{sum(means) / 2:.4f} ± ")
