@@ -35,6 +35,21 @@ LEAST_SIDE_PX = 1.0  # of the picture; a box with less of it lies on the square'
 Row = tuple[Regions, Regions | None]
 
 
+def _way_on(run: RunFolder, composition: Composition) -> str:
+    """What to do where the words given are not those of a trained detector."""
+    alike = f"{run.run_id.rpartition('-')[0]}-*/checkpoints/{run.best.name}"
+    others = sorted(run.root.parent.glob(alike))
+    if others:
+        return (
+            f"There is {others[-1].parent.parent}, trained with other words: give the same ones again, or name it with "
+            f"--ckpt_path {others[-1]}"
+        )
+    return (
+        f"Train it with `make train EXP={composition.experiment} DATA={composition.data.path} "
+        f"SCALE={composition.scale}`, or name one with --ckpt_path"
+    )
+
+
 def predict_regions(
     composition: Composition, home: Path, checkpoint: str | None, name: str | None = None, fresh: bool = False
 ) -> Path:
@@ -53,10 +68,7 @@ def predict_regions(
     path = checkpoint_of(run, checkpoint)
     data = composition.data
     if path is None:
-        raise UsageError(
-            f"{run.best}: missing, so there is no detector to predict with. Train it with `make train "
-            f"EXP={composition.experiment} DATA={data.path} SCALE={composition.scale}`, or name one with --ckpt_path"
-        )
+        raise UsageError(f"{run.best}: missing, so there is no detector to predict with. {_way_on(run, composition)}")
     if not data.manifest["pictures"]:
         raise UsageError(
             f"{data.path} holds no pictures, only regions: there is nothing to look at; build it with them"

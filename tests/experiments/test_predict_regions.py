@@ -219,6 +219,20 @@ def test_what_cannot_be_predicted_is_said_at_once(
 # ---- geometry ------------------------------------------------------------------------------------------------------
 
 
+def test_a_detector_trained_with_other_words_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["predict", "--exp", "detector", "--scale", "tiny", "--data", str(folder)]
+    asked += ["--runs", str(folder.parent / "runs"), *QUIET]
+    assert main(asked) == 2
+    assert "Train it with `make train EXP=detector" in capsys.readouterr().err
+    other = folder.parent / "runs" / "detector-synthetic-0-0123abcd" / "checkpoints" / "best.ckpt"
+    other.parent.mkdir(parents=True)
+    other.touch()
+    assert main(asked) == 2
+    told = capsys.readouterr().err
+    assert f"There is {other.parent.parent}, trained with other words" in told
+    assert f"--ckpt_path {other}" in told
+
+
 def test_boxes_move_back_through_the_letterbox_and_leave_its_margin() -> None:
     # 200 × 100 px on a square of 64: half a pixel of the square is 1.6 of the picture, 16 px of margin above.
     letterbox_4 = np.array([0.32, 0.32, 0, 16], np.float32)
