@@ -21,6 +21,7 @@ KEYS = (
     "data",
     "scale",
     "seeds",
+    "set",
     "base",
     "rows",
     "published_source",
@@ -146,11 +147,19 @@ def open_table(name: str, choice: Choice = AS_IN_FILE) -> TableFile:
     if name not in files:
         raise UsageError(f"unknown table {name!r}: {nearest(name, files)}")
     content = read_file(files[name])
-    entries = [{**DEFAULTS, **content, **entry, **choice.given()} for entry in content["rows"]]
+    entries = [
+        {**DEFAULTS, **content, **entry, "set": _settings(content, entry), **choice.given()}
+        for entry in content["rows"]
+    ]
     for entry in entries:
         if "data" not in entry:
             raise UsageError(f"{files[name]}: {entry['label']}: no data: name it there or as DATA=<name> (--data)")
     return TableFile(files[name], content, entries, choice)
+
+
+def _settings(content: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
+    """What the file's head sets for all of its rows, and what a row sets besides or instead."""
+    return {**(content.get("set") or {}), **(entry.get("set") or {})}
 
 
 def row_settings(entry: dict[str, Any]) -> list[str]:
