@@ -13,7 +13,7 @@ chosen = $(call option,--exp,$(EXP)) $(call option,--data,$(DATA)) $(call option
 table_choice = $(call option,--data,$(DATA)) $(call option,--scale,$(SCALE)) $(call option,--seeds,$(SEEDS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all data train regions eval ablation table report bench doctor lint
+.PHONY: help setup demo test test-all data train regions eval ablation table results report bench doctor lint
 
 help: ## this list
 	@awk '/^[a-z-]+:.*## / {name = $$1; sub(":.*", "", name); sub(".*## ", ""); printf "  make %-9s %s\n", name, $$0}' Makefile
@@ -59,6 +59,9 @@ ablation: setup ## run what is missing of a table: TABLE=<name> [DATA=…] [SCAL
 
 table: setup ## table of runs: TABLE=<name> [DATA=…] [SCALE=…] [SEEDS=…], or RUNS="runs/a runs/b" [OUT=file.md|.tex|.csv] [PLOT=file.png|.svg]
 	@$(CLI) table $(call option,--table,$(TABLE)) $(table_choice) $(call option,--out,$(OUT)) $(call option,--plot,$(PLOT)) $(RUNS) $(ARGS)
+
+results: setup ## keep a table's finished runs in the repository, and write the README's results: [TABLE=<name>] [DATA=…] [SCALE=…] [SEEDS=…]
+	@$(CLI) results $(call option,--table,$(TABLE)) $(table_choice) $(ARGS)
 
 report: setup ## one static HTML page of a run: RUN=runs/<run_id> [OUT=file.html]
 	@$(CLI) report $(call option,--run,$(RUN)) $(call option,--out,$(OUT)) $(ARGS)

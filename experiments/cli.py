@@ -32,6 +32,7 @@ COMMANDS = {
     "import-official": "a checkpoint of the authors' released code as a run folder",
     "ablate": "run what is missing of a table: its rows × seeds, one process per run",
     "table": "table and plot from the metrics.json of several runs: Markdown, LaTeX, CSV, PNG, SVG",
+    "results": "keep a table's finished runs in the repository; the README's section of results follows from them",
     "report": "one static HTML page of a run",
     "bench": "throughput and memory of loader, training step and search",
     "doctor": "versions, devices, vendor imports, and the remedy for what is broken",
@@ -98,7 +99,7 @@ def _dispatch(command: str, words: list[str]) -> int | None:
         return run_command(command, RUN_COMMANDS[command], words)
     handlers = {"eval": _eval, "data": _data, "score": _score, "table": _table, "report": _report}
     handlers |= {"import-official": _import_official, "bench": _bench, "doctor": _doctor, "demo": _demo}
-    handlers |= {"ablate": _ablate}
+    handlers |= {"ablate": _ablate, "results": _results}
     return handlers[command](words)
 
 
@@ -176,6 +177,7 @@ def _table(words: list[str]) -> None:
     parser.add_argument(
         "--runs", dest="home", default="runs", metavar="DIR", help="with --table: where run folders are"
     )
+    parser.add_argument("--recorded", action="store_true", help="with --table: also runs of experiments/results")
     add_form_arguments(parser)
     options = parser.parse(words)
     form, plot = chosen_form(options.format, options.out), chosen_plot(options.plot, options.metric)
@@ -183,13 +185,23 @@ def _table(words: list[str]) -> None:
     from experiments.table_rows import Choice, parse_seeds
 
     runs, choice = [Path(run) for run in options.runs], Choice(options.data, options.scale, parse_seeds(options.seeds))
-    command, home = command_line("table", words), Path(options.home)
-    text = make_table(runs, options.table, command, choice, home, form, plot, options.metric)
+    command, homes = command_line("table", words), [Path(options.home)]
+    if options.recorded:
+        from experiments.recorded import runs_of
+
+        homes.append(runs_of())
+    text = make_table(runs, options.table, command, choice, homes, form, plot, options.metric)
     if options.out:
         from experiments.runs import write_text
 
         write_text(Path(options.out), text)
     print(text, end="")
+
+
+def _results(words: list[str]) -> None:
+    from experiments.results_command import results_command
+
+    results_command(COMMANDS["results"], words)
 
 
 def _report(words: list[str]) -> None:

@@ -46,7 +46,7 @@ def make_table(
     table: str | None,
     command: str,
     choice: Choice = AS_IN_FILE,
-    home: Path = RUNS,
+    homes: Sequence[Path] = (RUNS,),
     form: str = "md",
     plot: Path | None = None,
     plot_metric: str | None = None,
@@ -55,7 +55,7 @@ def make_table(
 
     Args:
         choice: Data, scale and seeds instead of those of the table's file.
-        home: Where the run folders of the table's rows are.
+        homes: Where the run folders of the table's rows are.
         form: md, latex or csv.
         plot: Where to draw the rows' means, too (`table_plot`).
         plot_metric: What of, if not of the table's first metric.
@@ -73,7 +73,7 @@ def make_table(
         if plot:
             raise UsageError("--plot draws metrics of retrieval; these are runs of a detector")
         return FORMS[form](detection_table(runs, command))
-    plan = read_plan(table, choice, home) if table else group_runs(runs)
+    plan = read_plan(table, choice, homes) if table else group_runs(runs)
     if plot:
         from experiments.table_plot import draw
 
@@ -81,8 +81,12 @@ def make_table(
     return FORMS[form](document(plan, table or "runs", command))
 
 
-def document(plan: Plan, name: str, command: str) -> Document:
-    """All that a table says of retrieval runs: rows side by side, and each row's block beside its floors."""
+def document(plan: Plan, name: str, command: str, made_at: str | None = None) -> Document:
+    """All that a table says of retrieval runs: rows side by side, and each row's block beside its floors.
+
+    Args:
+        command, made_at: What makes the table, and the commit of the code that does (default: the present one).
+    """
     notes, marks = footnotes(plan)
     grids = [comparison(plan, marks)] if plan.base else []
     if plan.blocks:
@@ -91,7 +95,7 @@ def document(plan: Plan, name: str, command: str) -> Document:
         f"Fractions, official definition, {SPLIT} split; ± is the standard deviation over seeds; intervals are paired",
         "bootstraps over seeds × queries.",
     )
-    made_by = f"Table made by `{command}` at {commit(git_state())}."
+    made_by = f"Table made by `{command}` at {made_at or commit(git_state())}."
     sources = origin([record for row in plan.rows for record in row.records])
     return Document(name, plan.title, grids, notes, explanation, made_by, sources)
 

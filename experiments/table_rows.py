@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,18 +114,18 @@ def group_runs(paths: list[Path]) -> Plan:
     return Plan(list(groups.values()), columns=LEVEL_COLUMNS if by_instance else COLUMNS)
 
 
-def read_plan(name: str, choice: Choice = AS_IN_FILE, home: Path = RUNS) -> Plan:
+def read_plan(name: str, choice: Choice = AS_IN_FILE, homes: Sequence[Path] = (RUNS,)) -> Plan:
     """A table's file and the finished runs of its rows.
 
     Args:
-        home: Where run folders are.
+        homes: Where run folders are; a run that has finished in several is taken from the first.
 
     Raises:
         UsageError: If there is no such table, or a key, base row, number or feature is wrong.
     """
     table = open_table(name, choice)
     content = table.content
-    rows = [_find_runs(entry, table.file, home) for entry in table.entries]
+    rows = [_find_runs(entry, table.file, homes) for entry in table.entries]
     labels, base = [row.label for row in rows], content.get("base")
     return Plan(
         rows,
@@ -273,15 +274,15 @@ def _check_published(entry: dict[str, Any], content: dict[str, Any], file: Path)
         raise UsageError(f"{file}: published numbers want a published_source that says where they stand")
 
 
-def _find_runs(entry: dict[str, Any], file: Path, home: Path) -> Row:
+def _find_runs(entry: dict[str, Any], file: Path, homes: Sequence[Path]) -> Row:
     row = Row(str(entry["label"]), [], [], 0, *(entry.get(key) for key in ("published", "own_feature", "feature")))
     missing = 0
     for seed in entry["seeds"]:
         try:
-            run = run_folder(compose_row(entry, seed), home)
+            composition = compose_row(entry, seed)
         except (UsageError, DataError) as problem:
             raise UsageError(f"{file}: {row.label}: {problem}") from problem
-        record = run.finished()
+        run, record = first_finished([run_folder(composition, home) for home in homes])
         if record is None:
             missing += 1
             continue
@@ -290,6 +291,11 @@ def _find_runs(entry: dict[str, Any], file: Path, home: Path) -> Row:
         row.records.append(record)
     _check_features(row, file)
     return row._replace(missing=missing, entry=entry)
+
+
+def first_finished(places: Sequence[RunFolder]) -> tuple[RunFolder, dict[str, Any] | None]:
+    """The first of a run's possible folders in which it has finished, and its numbers; else the first, and None."""
+    return next(((run, record) for run in places if (record := run.finished())), (places[0], None))
 
 
 def _check_task(record: dict[str, Any], where: Path) -> None:

@@ -1,0 +1,37 @@
+"""`results`: keep a table's finished runs in the repository, and write the README's section of results again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from experiments.config import HOME
+from experiments.parser import Parser, command_line
+from experiments.table_rows import Choice, parse_seeds, read_plan
+
+
+def results_command(description: str, words: list[str]) -> None:
+    """Record a table where one is named; the README follows from what is recorded."""
+    parser = Parser("results", description)
+    parser.add_argument("--table", metavar="NAME", help="record this table of experiments/ablations/<name>.yaml first")
+    parser.add_argument("--data", metavar="NAME|FOLDER", help="with --table: other data than its file's")
+    parser.add_argument("--scale", metavar="NAME", help="with --table: another scale")
+    parser.add_argument("--seeds", metavar="0,1,2", help="with --table: other seeds")
+    parser.add_argument("--runs", default="runs", metavar="DIR", help="where run folders are (default: runs)")
+    options = parser.parse(words)
+    from experiments.recorded import RESULTS, record_table, runs_of
+    from experiments.results_page import write_section
+
+    if options.table:
+        choice = Choice(options.data, options.scale, parse_seeds(options.seeds))
+        plan = read_plan(options.table, choice, (Path(options.runs), runs_of()))
+        record = record_table(plan, options.table, command_line("results", words))
+        from experiments.table_plot import draw
+
+        draw(plan, record.folder / "plot.svg")
+        kept = sum(len(row.runs) for row in plan.rows)
+        missing = sum(row.missing for row in plan.rows)
+        told = f", {missing} missing" if missing else ""
+        print(f"{record.folder}: {len(plan.rows)} rows, {kept} runs{told}")
+    readme = HOME.parent / "README.md"
+    write_section(readme, RESULTS)
+    print(f"{readme}: the section of results is written")
