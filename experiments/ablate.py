@@ -13,6 +13,7 @@ from pathlib import Path
 from experiments.ablation_plan import FINISHED, GOES_ON, IN_USE, AblationPlan, PlannedRun, choose_rows, plan_runs
 from experiments.errors import UsageError
 from experiments.parser import Parser
+from experiments.row_check import check_rows
 from experiments.run_pool import End, Job, run_jobs
 from experiments.table_rows import Choice, open_table, parse_seeds
 
@@ -52,6 +53,8 @@ def ablate_command(description: str, words: list[str], command: Command = fit_co
     _say(describe(plan, options.jobs, every_run=options.dry))
     if options.dry:
         return 0
+    if command is fit_command:
+        check_rows(table, plan.missing)
     return _run(plan, options.jobs, Path(options.runs) / OUTPUT_FOLDER, command, _table_command(options))
 
 

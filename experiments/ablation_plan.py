@@ -17,6 +17,7 @@ from experiments.run_lock import check_free
 from experiments.runs import RunFolder, config_hash, run_folder
 from experiments.table_rows import TableFile, compose_row, row_settings
 
+LABELS_SHOWN = 2  # of a run that stands in several rows
 FINISHED, GOES_ON, IN_USE, TO_DO = "finished", "goes on", "in use", "to do"
 QUIET = "--trainer.enable_progress_bar=false"  # no part of a run's identity; nobody watches the bars of several runs
 
@@ -36,7 +37,9 @@ class PlannedRun(NamedTuple):
     @property
     def name(self) -> str:
         """As a reader of the table knows it."""
-        return f"{' = '.join(self.labels)}, seed {self.seed}"
+        rest = len(self.labels) - LABELS_SHOWN
+        labels = " = ".join(self.labels[:LABELS_SHOWN]) + (f" and {rest} more rows" if rest > 0 else "")
+        return f"{labels}, seed {self.seed}"
 
 
 class AblationPlan(NamedTuple):
@@ -52,8 +55,9 @@ class AblationPlan(NamedTuple):
 
     @property
     def shared(self) -> list[PlannedRun]:
-        """Those that several rows resolve to."""
-        return [run for run in self.runs if len(run.labels) > 1]
+        """Those that several rows resolve to, unless these show different features of it."""
+        features = {str(entry["label"]): entry.get("feature") for entry in self.table.entries}
+        return [run for run in self.runs if len({features[label] for label in run.labels}) < len(run.labels)]
 
 
 def plan_runs(table: TableFile, labels: Sequence[str] | None, home: Path, check_machine: bool = True) -> AblationPlan:
@@ -68,7 +72,7 @@ def plan_runs(table: TableFile, labels: Sequence[str] | None, home: Path, check_
         UsageError: Naming every row that is wrong: an unknown key, a value of the wrong type, missing shards.
     """
     composed: list[tuple[dict[str, Any], Composition]] = []
-    problems: dict[str, str] = {}
+    problems: dict[str, list[str]] = {}
     for entry in table.entries:
         label = str(entry["label"])
         for seed in entry["seeds"]:
@@ -79,14 +83,19 @@ def plan_runs(table: TableFile, labels: Sequence[str] | None, home: Path, check_
             except Exception as problem:
                 if not is_user_error(problem):
                     raise
-                problems.setdefault(one_line(problem), label)
+                problems.setdefault(one_line(problem).rstrip("."), []).append(label)
                 break  # another seed would say it again
             if labels is None or label in labels:
                 composed.append((entry, composition))
     if problems:
-        told = "; ".join(f"row {label!r}: {problem}" for problem, label in problems.items())
+        told = "; ".join(f"{name_rows(labels)}: {problem}" for problem, labels in problems.items())
         raise UsageError(f"{table.file}: {told}. Nothing was started")
     return AblationPlan(table, _once_each(composed, home))
+
+
+def name_rows(labels: Sequence[str]) -> str:
+    """For messages: `row 'a'`, `rows 'a', 'b'`."""
+    return f"row{'s' if len(labels) > 1 else ''} {', '.join(map(repr, labels))}"
 
 
 def choose_rows(table: TableFile, text: str | None) -> list[str] | None:

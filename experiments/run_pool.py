@@ -55,9 +55,12 @@ class End(NamedTuple):
     code: int  # as `subprocess` says it: negative is a signal
     seconds: float
     stopped: bool  # because all were told to stop
+    problem: str = ""  # why it could not even start
 
     def why(self, output: Path) -> str:
         """Its last error line, and the signal that ended it."""
+        if self.problem:
+            return self.problem
         said = last_error(output)
         if self.code >= 0:
             return said or f"exit code {self.code} without a word"
@@ -94,7 +97,12 @@ def run_jobs(
                     if slot not in running and waiting and not received:
                         number = waiting.pop(0)
                         on_start(number)
-                        running[slot] = Running(number, _start(jobs[number], slot, at_once), time.monotonic())
+                        try:
+                            process = _start(jobs[number], slot, at_once)
+                        except (OSError, subprocess.SubprocessError) as problem:  # a full disk, no memory
+                            on_end(number, End(1, 0.0, False, f"did not start: {problem}"))
+                            continue
+                        running[slot] = Running(number, process, time.monotonic())
                 if received and not told:
                     told = True
                     for job in running.values():

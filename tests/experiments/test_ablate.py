@@ -14,6 +14,7 @@ from experiments.ablate import fit_command
 from experiments.ablation_plan import choose_rows, plan_runs
 from experiments.cli import main
 from experiments.errors import UsageError
+from experiments.row_check import check_rows
 from experiments.runs import write_json, write_text
 from experiments.table_rows import Choice, open_table
 from tests.experiments.ablation_stub import ROOT, ablate, started
@@ -115,6 +116,28 @@ def test_a_wrong_row_is_told_before_any_starts(
     with pytest.raises(UsageError, match=rf"mine\.yaml: .*{message}"):
         ablate(home, *more)
     assert not started(home)
+
+
+def test_values_that_only_a_model_can_refuse_are_told_before_any_starts(
+    home: Path, write: Callable[..., None], shards: Path
+) -> None:
+    write(
+        "\n  - {label: a, feature: product_c0}\n  - {label: b, set: {model.objectives: [clrr]}}"
+        "\n  - {label: c, set: {model.temperature: -1.0}}\n  - {label: d, set: {model.temperature: -1.0}}"
+        "\n  - {label: e}",
+        base="e",
+        blocks=False,
+    )
+    table = open_table("mine")
+    with pytest.raises(UsageError) as told:
+        check_rows(table, plan_runs(table, None, home / "runs").runs)
+    text = str(told.value)
+    assert "row 'a': feature product_c0: did you mean 'product_co'" in text
+    assert re.search(r"row 'b': model\.objectives: 'clrr' is unknown; did you mean 'clr'", text)
+    assert re.search(r"rows 'c', 'd': model\.temperature -1\.0 must be above 0", text)
+    assert "'e'" not in text
+    assert "Nothing was started" in text
+    assert not (home / "runs").exists()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.run_pool import Job, last_error, run_jobs
+from experiments.run_pool import End, Job, last_error, run_jobs
 
 
 def test_a_job_that_does_not_stop_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,3 +70,18 @@ def test_the_last_error_line_of_an_output(tmp_path: Path, text: str, expected: s
     (tmp_path / "x").write_text(text)
     assert last_error(tmp_path / "x").startswith(expected)
     assert bool(last_error(tmp_path / "x")) is bool(expected)
+
+
+def test_a_job_that_cannot_start_does_not_stop_the_others(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    jobs = [
+        Job([sys.executable, "-c", "pass"], tmp_path / "file" / "a.txt"),  # no folder for its output
+        Job([str(tmp_path / "no-such-program")], tmp_path / "b.txt"),
+        Job([sys.executable, "-c", "print('ran')"], tmp_path / "c.txt"),
+    ]
+    ends: dict[int, End] = {}
+    assert run_jobs(jobs, 1, lambda number: None, ends.__setitem__) == 0
+    assert [ends[number].code for number in range(3)] == [1, 1, 0]
+    assert "did not start: " in ends[0].why(jobs[0].output)
+    assert "no-such-program" in ends[1].why(jobs[1].output)
+    assert jobs[2].output.read_text() == "ran\n"
