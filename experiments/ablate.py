@@ -124,7 +124,7 @@ def _run(plan: AblationPlan, jobs: int, outputs: Path, command: Command, then: s
         for number in sorted(failed):
             _say(f"  {runs[number].name}: {failed[number]}\n    {work[number].output}")
     if signal_number:
-        _say("stopped; the same command goes on, each run after its last finished interval")
+        _say("stopped; the same command goes on, each run from its last checkpoint")
         return 128 + signal_number
     if failed:
         _say("the same command runs these again, and nothing else")

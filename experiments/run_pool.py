@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from experiments import machine
 from experiments.config import HOME
+from experiments.stop_signals import STOPPED_CODE
 
 GRACE_SECONDS = 60.0  # from SIGTERM to SIGKILL: a step and the loaders' end, generously
 POLL_SECONDS = 0.2
@@ -24,7 +25,7 @@ PR_SET_PDEATHSIG = 1
 ERROR_LINE = re.compile(r"(error: |(\w+\.)*\w*(Error|Exception|Interrupt)\b(:|$))")
 
 
-STOPPED_CODES = (-signal.SIGTERM, 128 + signal.SIGTERM, -signal.SIGKILL)
+STOPPED_CODES = (STOPPED_CODE, -signal.SIGTERM, 128 + signal.SIGTERM, -signal.SIGKILL)
 
 
 class Received(NamedTuple):
