@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -110,10 +112,10 @@ def test_when_slurm_does_not_answer_nothing_is_submitted(
     write(TWO_ROWS)
     assert ablate(home, *SLURM) == 0
     slurm.fails("slurm_load_jobs error: Unable to contact slurm controller")
-    with pytest.raises(UsageError, match="nothing was submitted: .*Unable to contact"):
+    with pytest.raises(UsageError, match=r"nothing was submitted: .*Unable to contact"):
         ablate(home, *SLURM)
     (home / "runs" / "cluster" / "jobs").rename(home / "elsewhere")
-    with pytest.raises(UsageError, match="the jobs were refused: .*Unable to contact"):
+    with pytest.raises(UsageError, match=r"the jobs were refused: .*Unable to contact"):
         ablate(home, *SLURM)
     assert not (home / "runs" / "cluster" / "jobs").exists()
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
@@ -167,6 +169,20 @@ def test_jobs_of_the_local_executor_run_to_the_end(
     assert "2 runs, 1 of them finished" in text
     assert re.search(r"ended +MLM, seed 0: job \d+, .*: ValueError: no such thing in capture-synthetic-0-", text)
     assert sorted(kind for _, kind, _ in started(home)) == ["end", "fail", "finish"]
+
+
+@pytest.mark.parametrize("told", ["training", "job"])
+def test_a_job_that_is_told_to_stop_goes_on_as_the_same_job(home: Path, write: Callable[..., None], told: str) -> None:
+    """The training alone by a signal that submitit takes no notice of, or submitit by its own, which tells it."""
+    write("\n  - {label: all}", seeds=[0])
+    assert ablate(home, "--launch", "local", "--cluster", "time_min=10", all="told") == 0
+    wait_for(lambda: (home / "waiting").exists())
+    training, job = (int(word) for word in (home / "waiting").read_text().split())
+    os.kill(*((training, signal.SIGTERM) if told == "training" else (job, signal.SIGUSR2)))
+    wait_for(lambda: len(list(home.glob("runs/cluster/mine/*_result.pkl"))) == 1)
+    assert [kind for _, kind, _ in started(home)] == ["told", "told", "end"]
+    (log,) = home.glob("runs/cluster/mine/*_log.err")
+    assert "Requeued job" in log.with_suffix(".out").read_text() + log.read_text()
 
 
 def _again(home: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
