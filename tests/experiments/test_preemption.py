@@ -15,6 +15,7 @@ from experiments.stop_signals import STOPPED_CODE
 from lightning_modules.callbacks.retrieval_evaluation import RetrievalEvaluation
 from lightning_modules.callbacks.throughput import Throughput
 from tests.experiments.conftest import fit_words
+from tests.experiments.fake_slurm import FakeSlurm
 from tests.experiments.interruption import check_same_weights, told_to_stop
 
 STEP_BEGINS = (Throughput, "on_train_batch_start")
@@ -89,3 +90,46 @@ def test_a_stopped_run_ends_as_one_that_was_left_alone(
     assert [line.partition("samples/s")[0].rsplit("  ", 1)[0] for line in lines[0]] == [
         line.partition("samples/s")[0].rsplit("  ", 1)[0] for line in lines[1]
     ]
+
+
+def test_under_slurm_the_job_is_queued_again_and_lightning_keeps_its_hands_off(
+    whole: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.delenv("SUBMITIT_EXECUTOR", raising=False)
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    job = {"JOB_ID": "12", "JOB_NAME": "train", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+    for name, value in job.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    scheduler = FakeSlurm(tmp_path / "slurm", monkeypatch)
+    scheduler.queue("RUNNING")
+    words = fit_words(shards, tmp_path / "runs", *WORDS)
+    with told_to_stop(STEP_BEGINS, 4, signal.SIGUSR1):
+        assert main(words) == STOPPED_CODE
+    assert scheduler.calls("scontrol") == ["scontrol requeue 12"]
+    assert not list(Path.cwd().glob("hpc_ckpt_*"))
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert main(words) == 0
+    check_same_weights(tmp_path / "runs" / whole.name, whole)
+    assert len(scheduler.calls("scontrol")) == 1
+
+
+def test_a_run_with_an_entity_graph_goes_on_with_it(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graph is built after the first interval, and the run stopped in the second."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    runs = []
+    for name in ("whole", "stopped"):
+        words = fit_words(shards, tmp_path / name, *WORDS)
+        words[words.index("capture")] = "ege_cmp"
+        if name == "stopped":
+            with told_to_stop(STEP_BEGINS, 4):
+                assert main(words) == STOPPED_CODE
+        assert main(words) == 0
+        runs += (tmp_path / name).iterdir()
+    check_same_weights(*runs)
+    assert curves(runs[0]) == curves(runs[1])
+    assert any("graph/edges" in row for row in curves(runs[0]))
+    numbers = [json.loads((run / "metrics.json").read_text())["test"] for run in runs]
+    assert numbers[0] == numbers[1]
