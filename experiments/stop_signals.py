@@ -69,7 +69,9 @@ class StopSignals:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:
             return  # a loader worker, forked off with this handler: its parent stops it in order
-        self.number = self.number or number
+        if self.number:
+            return  # it is stopping already, or will at the end of the step
+        self.number = number
         if not self.held:
             self.pass_on(number)
             raise Stopped(number)
