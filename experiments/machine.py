@@ -26,7 +26,8 @@ class Layout(NamedTuple):
 def rank() -> int:
     """Global rank of this process as launchers announce it (torchrun, srun, Lightning's own children); 0 if none."""
     # Every process that Lightning starts inside an interactive Slurm job has the SLURM_PROCID of its parent.
-    by_srun = layout().by == "srun"
+    found = layout()
+    by_srun = found.by == "srun" and found.processes > 1
     for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if by_srun else ("RANK", "LOCAL_RANK"):
         if os.environ.get(name, "").isdigit():
             return int(os.environ[name])

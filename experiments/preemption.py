@@ -64,11 +64,11 @@ class StopInOrder(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if number := self._agreed():
-            raise Stopped(number)
+            raise Stopped(number, f"step {trainer.global_step}", together=True)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._stopping:  # only now: the numbers of the step before are logged after its last hook
-            raise Stopped(self._stopping, self._place(trainer))
+            raise Stopped(self._stopping, f"step {trainer.global_step}", together=True)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
@@ -104,7 +104,7 @@ class StopInOrder(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.signals.held = False
         if number := self._agreed():
-            raise Stopped(number)
+            raise Stopped(number, f"step {trainer.global_step}, with the test after it", together=True)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.signals.take()
@@ -131,10 +131,7 @@ class StopInOrder(Callback):
         if number := self._agreed():
             self._due_at = trainer.global_step
             trainer.save_checkpoint(self.run.last)
-            raise Stopped(number, f"{self._place(trainer)}, with the evaluation after it")
-
-    def _place(self, trainer: Trainer) -> str:
-        return f"step {trainer.global_step}"
+            raise Stopped(number, f"step {trainer.global_step}, with the evaluation after it", together=True)
 
     def _agreed(self) -> int:
         """The signal that any rank has received; all ranks call it together."""

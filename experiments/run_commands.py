@@ -100,9 +100,10 @@ def run_command(command: str, description: str, words: list[str]) -> int | None:
     try:
         fit(composition, run, command_line("fit", words))
     except Stopped as stop:
-        if machine.rank() != 0:
+        if machine.rank() != 0 and (stop.together or machine.layout().processes == 1):
             return 0  # rank zero speaks for all: launchers kill it as soon as another rank ends with an error
-        slurm.requeue(stop.number)
+        if machine.rank() == 0:
+            slurm.requeue(stop.number)
         raise
     return 0
 

@@ -24,12 +24,16 @@ class Stopped(SystemExit):
     Args:
         number: Of the signal.
         where: From where it will go on, as words.
+        together: All ranks stop, and at the same place.
     """
 
-    def __init__(self, number: int, where: str = "its last checkpoint") -> None:
+    def __init__(
+        self, number: int, where: str = "its last checkpoint, if there is one", together: bool = False
+    ) -> None:
         super().__init__(STOPPED_CODE)
         self.number = number
         self.where = where
+        self.together = together
 
     def __str__(self) -> str:
         return f"stopped by {signal.Signals(self.number).name}; the same command goes on from {self.where}"

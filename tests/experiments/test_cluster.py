@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from experiments.cli import main
 from experiments.errors import UsageError
+from experiments.history import read_history
 from tests.experiments.ablation_stub import ablate, started
+from tests.experiments.conftest import SMALL
 from tests.experiments.fake_slurm import FakeSlurm
 
 SLURM = ("--launch", "slurm", "--cluster", "time_min=240")
@@ -183,6 +186,32 @@ def test_a_job_that_is_told_to_stop_goes_on_as_the_same_job(home: Path, write: C
     assert [kind for _, kind, _ in started(home)] == ["told", "told", "end"]
     (log,) = home.glob("runs/cluster/mine/*_log.err")
     assert "Requeued job" in log.with_suffix(".out").read_text() + log.read_text()
+
+
+@pytest.mark.slow
+def test_a_real_training_as_a_job_is_stopped_and_goes_on_as_the_same_job(
+    home: Path, write: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    settings = {word[2:].partition("=")[0]: word.partition("=")[2] for word in SMALL}
+    settings |= {"trainer.max_steps": "60", "data.steps_per_epoch": "30", "trainer.log_every_n_steps": "1"}
+    write(
+        f"\n  - {{label: all, set: {{{', '.join(f'{key}: {value}' for key, value in settings.items())}}}}}", seeds=[0]
+    )
+    words = ["ablate", "mine", "--runs", str(home / "runs"), "--launch", "local", "--cluster", "time_min=10"]
+    assert main(words) == 0
+    wait_for(lambda: any("34" in file.read_text() for file in home.glob("runs/capture-*/history.jsonl")))
+    (run,) = home.glob("runs/capture-*")
+    os.kill(int((run / "run.lock").read_text().split()[1]), signal.SIGTERM)
+    wait_for(lambda: (run / "metrics.json").exists())
+    log = (run / "log.txt").read_text()
+    assert "going on from" in log
+    rows = [row for row in read_history(run / "history.jsonl") if "train/loss" in row]
+    assert [row["step"] for row in rows] == list(range(60))
+    wait_for(lambda: len(list(home.glob("runs/cluster/mine/*_result.pkl"))) == 1)
+    capsys.readouterr()
+    assert main(words) == 0
+    assert "1 runs, 1 of them finished" in capsys.readouterr().out
 
 
 def _again(home: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
