@@ -54,8 +54,8 @@ regions: setup ## a detector's boxes and features beside the shards: EXP=detecto
 eval: setup ## evaluate again: RUN=runs/<run_id> [DATA=…], or as built, nothing trained: EXP=clip DATA=… [SCALE=…]
 	@$(CLI) eval $(call option,--run,$(RUN)) $(chosen) $(ARGS)
 
-ablation: setup ## run what is missing of a table: TABLE=<name> [DATA=…] [SCALE=…] [SEEDS=0,1,2] [ROWS=a,b] [JOBS=n] [DRY=1]
-	@$(CLI) ablate $(if $(TABLE),'$(TABLE)') $(table_choice) $(call option,--rows,$(ROWS)) $(call option,--jobs,$(JOBS)) $(if $(filter-out 0,$(DRY)),--dry) $(ARGS)
+ablation: setup ## run what is missing of a table: TABLE=<name> [DATA=…] [SCALE=…] [SEEDS=0,1,2] [ROWS=a,b] [JOBS=n] [DRY=1] [LAUNCH=slurm CLUSTER=<file>]
+	@$(CLI) ablate $(if $(TABLE),'$(TABLE)') $(table_choice) $(call option,--rows,$(ROWS)) $(call option,--jobs,$(JOBS)) $(call option,--launch,$(LAUNCH)) $(call option,--cluster,$(CLUSTER)) $(if $(filter-out 0,$(DRY)),--dry) $(ARGS)
 
 table: setup ## table of runs: TABLE=<name> [DATA=…] [SCALE=…] [SEEDS=…], or RUNS="runs/a runs/b" [OUT=file.md|.tex|.csv] [PLOT=file.png|.svg]
 	@$(CLI) table $(call option,--table,$(TABLE)) $(table_choice) $(call option,--out,$(OUT)) $(call option,--plot,$(PLOT)) $(RUNS) $(ARGS)

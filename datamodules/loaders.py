@@ -12,7 +12,8 @@ from datamodules.batch import ProductBatch
 from datamodules.batching import PREFETCH_BATCHES
 from datamodules.errors import DataError
 from datamodules.shard_reader import import_reader
-from datamodules.shards import Delivery, EvaluationStream, Failure, limit_threads, unchanged
+from datamodules.shards import Delivery, EvaluationStream, Failure, unchanged
+from datamodules.workers import start_worker
 
 Batch = TypeVar("Batch")
 
@@ -28,7 +29,7 @@ def open_stream(
         sampler=numbers,
         collate_fn=unchanged,
         num_workers=num_workers,
-        worker_init_fn=limit_threads if num_workers else None,
+        worker_init_fn=start_worker if num_workers else None,
         prefetch_factor=PREFETCH_BATCHES if num_workers else None,
         pin_memory=pin_memory,
     )

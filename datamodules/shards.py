@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from datamodules.batch import ProductBatch
@@ -186,14 +185,6 @@ class EvaluationStream(IterableDataset):
             if count != entry["samples"]:
                 raise _count_mismatch(path, count, entry["samples"])
             first = last + 1
-
-
-def limit_threads(_worker: int) -> None:
-    """Worker initialiser: one thread each, or the workers and the model fight for the same cores."""
-    import os
-
-    torch.set_num_threads(1)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def unchanged(delivery: object) -> object:

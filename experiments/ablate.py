@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from experiments.ablation_plan import FINISHED, GOES_ON, IN_USE, AblationPlan, PlannedRun, choose_rows, plan_runs
-from experiments.errors import UsageError
+from experiments.cluster.options import LAUNCHERS, ClusterOptions, read_options
+from experiments.errors import UsageError, nearest
 from experiments.parser import Parser
 from experiments.row_check import check_rows
-from experiments.run_pool import End, Job, run_jobs
+from experiments.run_pool import OUTPUT_FOLDER, End, Job, run_jobs
 from experiments.table_rows import Choice, open_table, parse_seeds
 
-OUTPUT_FOLDER = "output"  # below the runs: what each process said, also before its run folder was there
 SHOWN = ("val", "test")
 Command = Callable[[PlannedRun], list[str]]
 
@@ -43,19 +43,46 @@ def ablate_command(description: str, words: list[str], command: Command = fit_co
     parser.add_argument("--seeds", metavar="0,1,2", help="other seeds, for all rows")
     parser.add_argument("--rows", metavar="A,B", help="only the rows of these labels")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at the same time (default: 1)")
+    parser.add_argument("--launch", metavar="slurm|local", help="submit the runs as jobs (docs/cluster.md)")
+    parser.add_argument(
+        "--cluster",
+        action="append",
+        default=[],
+        metavar="FILE|KEY=VALUE",
+        help="with --launch: what a job asks for, from a YAML file or one by one; may be repeated",
+    )
     parser.add_argument("--dry", action="store_true", help="print the plan and stop")
     parser.add_argument("--runs", default="runs", metavar="DIR", help="where run folders are (default: runs)")
     options = parser.parse(words)
     if options.jobs < 1:
         raise UsageError(f"--jobs {options.jobs}: at least 1 run at a time")
+    cluster = _cluster_options(options.launch, options.cluster)
     table = open_table(options.table, Choice(options.data, options.scale, parse_seeds(options.seeds)))
-    plan = plan_runs(table, choose_rows(table, options.rows), Path(options.runs), check_machine=not options.dry)
+    plan = plan_runs(
+        table, choose_rows(table, options.rows), Path(options.runs), check_machine=not (options.dry or options.launch)
+    )
     _say(describe(plan, options.jobs, every_run=options.dry))
+    if not options.dry and command is fit_command:
+        check_rows(table, plan.missing)
+    if cluster is not None and plan.missing:
+        from experiments.cluster.launch import launch
+
+        launch(plan, Path(options.runs), options.jobs, options.launch, cluster, command, _say, dry=options.dry)
+        return 0
     if options.dry:
         return 0
-    if command is fit_command:
-        check_rows(table, plan.missing)
     return _run(plan, options.jobs, Path(options.runs) / OUTPUT_FOLDER, command, _table_command(options))
+
+
+def _cluster_options(launcher: str | None, words: Sequence[str]) -> ClusterOptions | None:
+    """What jobs ask for; None where nothing is launched."""
+    if launcher is None:
+        if words:
+            raise UsageError("--cluster is for jobs: add --launch slurm")
+        return None
+    if launcher not in LAUNCHERS:
+        raise UsageError(f"--launch {launcher}: {nearest(launcher, LAUNCHERS)}")
+    return read_options(words, launcher)
 
 
 def describe(plan: AblationPlan, jobs: int, every_run: bool = True) -> str:
@@ -127,7 +154,7 @@ def _run(plan: AblationPlan, jobs: int, outputs: Path, command: Command, then: s
         for number in sorted(failed):
             _say(f"  {runs[number].name}: {failed[number]}\n    {work[number].output}")
     if signal_number:
-        _say("stopped; the same command goes on, each run after its last finished interval")
+        _say("stopped; the same command goes on, each run from its last checkpoint")
         return 128 + signal_number
     if failed:
         _say("the same command runs these again, and nothing else")

@@ -86,7 +86,8 @@ def _bare_counts(folder: Path, workers: int) -> Generator[int, None, None]:
 
     from datamodules.manifest import read_manifest
     from datamodules.shard_reader import read_shard
-    from datamodules.shards import limit_threads, unchanged
+    from datamodules.shards import unchanged
+    from datamodules.workers import start_worker
 
     shards = read_manifest(folder)["splits"]["train"]["shards"]
     pictures = [one.members["jpg"] for shard in shards[:8] for one in read_shard(folder / shard["file"])]
@@ -96,7 +97,7 @@ def _bare_counts(folder: Path, workers: int) -> Generator[int, None, None]:
         batch_size=None,
         collate_fn=unchanged,
         num_workers=workers,
-        worker_init_fn=limit_threads if workers else None,
+        worker_init_fn=start_worker if workers else None,
     )
 
 

@@ -1,6 +1,7 @@
 """The command line. Light on purpose: torch is imported by the commands that compute, after their words are checked.
 
-Exit codes: 0 done; 2 wrong usage, configuration or missing input (one line, no traceback); 143 stopped by SIGTERM;
+Exit codes: 0 done; 2 wrong usage, configuration or missing input (one line, no traceback); 75 a training that was
+stopped by SIGTERM, SIGUSR1 or SIGUSR2 and goes on when it is started again; 143 another command stopped by SIGTERM;
 1 failure.
 """
 
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from experiments.errors import UsageError, nearest
 from experiments.parser import Parser, command_line
+from experiments.stop_signals import STOPPED_CODE, Stopped
 
 RUN_COMMANDS = {
     "fit": "train, evaluate each interval, test the best checkpoint (LightningCLI)",
@@ -23,7 +25,7 @@ RUN_COMMANDS = {
     "test": "print the test metrics of a checkpoint",
     "predict": "write the embeddings of test queries and gallery, or the regions a detector finds",
 }
-STOPPED = 128 + signal.SIGTERM  # as a shell says it
+TERMINATED = 128 + signal.SIGTERM  # as a shell says it
 COMMANDS = {
     **RUN_COMMANDS,
     "eval": "re-evaluate a run's best checkpoint, or a model that needs no training",
@@ -57,10 +59,13 @@ def main(argv: Sequence[str]) -> int:
 
         to_terminal()
         return int(_dispatch(words[0], words[1:]) or 0)
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        return STOPPED_CODE
     except BaseException as problem:
         if stopped_from_outside(problem):
-            print("stopped by SIGTERM; a training goes on after its last finished interval", file=sys.stderr)
-            return STOPPED
+            print("stopped by SIGTERM; a training goes on from its last checkpoint", file=sys.stderr)
+            return TERMINATED
         if not is_user_error(problem):
             raise
         print(f"error: {one_line(problem)}", file=sys.stderr)

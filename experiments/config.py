@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from experiments import schema
+from experiments import machine, schema
 from experiments.data_folder import DataFolder, find_data
 from experiments.errors import UsageError, nearest
 from experiments.tasks import DEFAULT_TASK, Task, task_named, task_names
@@ -91,7 +91,7 @@ def compose(experiment: str, data: str, scale: str, seed: int | None, overrides:
     files = [HOME / "base.yaml", file, folder.overlay, scales[scale]]
     for overlay in files[2:]:
         config = merge(config, _overlay(overlay, experiment, task.name))
-    config = merge(config, settings)
+    config = merge(merge(config, {"trainer": machine.launched_settings()}), settings)
     if seed is not None:
         config["seed_everything"] = seed
     layers = tuple(str(file.relative_to(HOME.parent)) for file in files)

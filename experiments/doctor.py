@@ -35,6 +35,7 @@ VENDORS = {
     "ahocorasick": "entities in captions, so `data build`",
     "faiss": "search with FAISS (torch is the default)",
     "wandb": "W&B (runs go on without it)",
+    "submitit": "tables as jobs of a cluster",
     "sklearn": "the TF-IDF floor",
     "PIL": "pictures",
     "matplotlib": "report",

@@ -12,11 +12,14 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from experiments.checkpoint_files import WholeFiles
 from experiments.config import Composition
 from experiments.errors import UsageError
+from experiments.preemption import StopInOrder
 from experiments.progress import IntervalLine, ThroughputBar
 from experiments.randomness import RandomState
 from experiments.runs import RunFolder
+from experiments.stop_signals import StopSignals
 from experiments.tasks import Task
 from lightning_modules.callbacks.graph_refresh import graph_of
 from lightning_modules.callbacks.throughput import Throughput
@@ -36,8 +39,11 @@ class Engine(NamedTuple):
     config: dict[str, Any]  # with every default spelt out
 
 
-def build(composition: Composition, run: RunFolder) -> Engine:
+def build(composition: Composition, run: RunFolder, signals: StopSignals | None = None) -> Engine:
     """Check types, seed, and build the classes of a configuration; the Trainer has no loggers yet.
+
+    Args:
+        signals: What asks a training to stop; None where nothing is trained.
 
     Raises:
         UsageError: If a value does not fit its argument's type, or Lightning refuses the combination.
@@ -48,6 +54,8 @@ def build(composition: Composition, run: RunFolder) -> Engine:
     extra: list[Any] = [throughput, line, RandomState(), *task.callbacks(), _last_checkpoint(run)]
     if config["trainer"].get("enable_progress_bar") is not False:
         extra.append(ThroughputBar(throughput))
+    if signals is not None:
+        extra.append(StopInOrder(signals, run))
     try:
         cli = _ExperimentCLI(config, task, run, extra)
     except (ArgumentError, ValueError, MisconfigurationException) as problem:
@@ -91,7 +99,7 @@ class _ExperimentCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
         if graph_of(self.model) is not None:
             self.trainer_defaults["callbacks"].append(self.config_init.graph_refresh)
-        return super().instantiate_trainer(logger=False, **kwargs)
+        return super().instantiate_trainer(logger=False, plugins=[WholeFiles()], **kwargs)
 
     def resolved(self) -> dict[str, Any]:
         """The configuration with all defaults, as plain YAML values; the run folder's own path left out."""

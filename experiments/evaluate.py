@@ -140,7 +140,7 @@ def reopen(source: RunFolder, data: str | None, overrides: list[str]) -> Composi
         config["model"]["init_args"]["tokenizer"] = str(_keep_tokenizer(source, Path(stored)))
     config["task"] = about.get("task", DEFAULT_TASK)
     region_set = config["data"]["init_args"].get("region_set")
-    config = merge(config, parse_overrides(overrides, config))
+    config = merge(merge(config, {"trainer": machine.launched_settings()}), parse_overrides(overrides, config))
     composition = finish(config, about["experiment"], about["scale"], folder, [str(source.config)] * 2)
     before, now = about.get("region_set_hash"), composition.region_set_hash
     if data is None and config["data"]["init_args"].get("region_set") == region_set and now != before:

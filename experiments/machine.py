@@ -6,17 +6,66 @@ import os
 import platform
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.errors import UsageError
 
 
+class Layout(NamedTuple):
+    """The processes a launcher has started for one command."""
+
+    per_node: int
+    nodes: int
+    by: str  # the launcher
+
+    @property
+    def processes(self) -> int:
+        return self.per_node * self.nodes
+
+
 def rank() -> int:
-    """Global rank of this process as launchers announce it (torchrun, SLURM, Lightning's own children); 0 if none."""
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+    """Global rank of this process as launchers announce it (torchrun, srun, Lightning's own children); 0 if none."""
+    # Every process that Lightning starts inside an interactive Slurm job has the SLURM_PROCID of its parent.
+    found = layout()
+    by_srun = found.by == "srun" and found.processes > 1
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if by_srun else ("RANK", "LOCAL_RANK"):
         if os.environ.get(name, "").isdigit():
             return int(os.environ[name])
     return 0
+
+
+def layout() -> Layout:
+    """What torchrun or srun has started; one process where neither has.
+
+    Raises:
+        UsageError: If the nodes have different numbers of processes.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        processes, by = _number("WORLD_SIZE"), "torchrun"
+        nodes = processes // _number("LOCAL_WORLD_SIZE", default=processes)
+    elif "SLURM_STEP_NUM_TASKS" in os.environ and "SLURM_PROCID" in os.environ:
+        processes, by = _number("SLURM_STEP_NUM_TASKS"), "srun"
+        nodes = _number("SLURM_STEP_NUM_NODES")
+    else:
+        return Layout(1, 1, "")
+    if processes % nodes:
+        raise UsageError(
+            f"{by} has started {processes} processes on {nodes} nodes: start as many on each (--ntasks-per-node)"
+        )
+    return Layout(processes // nodes, nodes, by)
+
+
+def launched_settings() -> dict[str, Any]:
+    """Keys of the trainer that follow from how many processes were started; none for a single one."""
+    found = layout()
+    if found.processes == 1:
+        return {}
+    return {"devices": found.per_node, "num_nodes": found.nodes, "strategy": "ddp"}
+
+
+def _number(name: str, default: int = 1) -> int:
+    text = os.environ.get(name, "")
+    return max(1, int(text)) if text.isdigit() else default
 
 
 def visible_gpus() -> int:
@@ -36,15 +85,14 @@ def check_devices(trainer: dict[str, Any]) -> None:
     """
     devices = trainer.get("devices", "auto")
     asked = len(devices) if isinstance(devices, list) else int(devices) if str(devices).lstrip("-").isdigit() else 0
-    launched, by = _launched()
-    nodes = int(trainer.get("num_nodes", 1))
-    if launched > 1 and asked > 0 and asked * nodes != launched:
+    found, nodes = layout(), int(trainer.get("num_nodes", 1))
+    if found.processes > 1 and asked > 0 and asked * nodes != found.processes:
         # Each process would train a model of its own, all into one folder.
         raise UsageError(
-            f"{by} has started {launched} processes, but trainer.devices={asked} × trainer.num_nodes={nodes} is "
-            f"{asked * nodes}: add --trainer.devices=<processes per node> --trainer.num_nodes=<nodes> "
-            "--trainer.strategy=ddp"
+            f"{found.by} has started {found.processes} processes, but trainer.devices={asked} × "
+            f"trainer.num_nodes={nodes} is {asked * nodes}: leave both out, they follow from what was started"
         )
+    _check_slurm(found)
     accelerator = str(trainer.get("accelerator", "auto"))
     gpus = visible_gpus()
     if accelerator in ("gpu", "cuda") and platform.system() == "Linux" and not gpus:
@@ -58,13 +106,16 @@ def check_devices(trainer: dict[str, Any]) -> None:
         raise UsageError(f"trainer.devices={devices}: this machine has {there} {what}; use --trainer.devices={there}")
 
 
-def _launched() -> tuple[int, str]:
-    """How many processes a launcher has started for this command, and which; 1 without one."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return int(os.environ.get("WORLD_SIZE", 1)), "torchrun"
-    if "SLURM_STEP_NUM_TASKS" in os.environ and "SLURM_PROCID" in os.environ:
-        return int(os.environ["SLURM_STEP_NUM_TASKS"]), "srun"
-    return 1, ""
+def _check_slurm(found: Layout) -> None:
+    """Refuse what would wait for ever for processes that nobody starts."""
+    tasks = _number("SLURM_NTASKS")
+    interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")  # Lightning takes no notice of Slurm then
+    if tasks == 1 or interactive or found.by == "torchrun":
+        return
+    if found.by != "srun":
+        raise UsageError(f"the Slurm job has {tasks} tasks, but srun did not start this process: put srun before it")
+    if "SLURM_NTASKS_PER_NODE" not in os.environ:
+        raise UsageError("srun was given --ntasks without --ntasks-per-node: Lightning needs the latter")
 
 
 def cpu_model() -> str:

@@ -87,10 +87,12 @@ class IntervalLine(Callback):
         say("  ".join(words))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"last_step": self.last_step}
+        return {"last_step": self.last_step, "loss": float(self._loss), "batches": self._batches}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.last_step = state_dict["last_step"]
+        self._batches = state_dict.get("batches", 0)  # of an interval that a stop has cut in two
+        self._loss = torch.tensor(state_dict.get("loss", 0.0))
 
 
 def trained_parameters(model: LightningModule) -> int:

@@ -72,10 +72,11 @@ def run_command(command: str, description: str, words: list[str]) -> int | None:
         chosen, _ = parser.parse_known_args([word for word in words if word not in ("-h", "--help")])
         parser.epilog = _keys_help(chosen.exp)
     options, settings = parser.parse_known_args(words)
-    from experiments import config, machine
+    from experiments import config, machine, slurm
     from experiments.output import say
     from experiments.run_lock import check_free
     from experiments.runs import clear, run_folder
+    from experiments.stop_signals import Stopped
 
     composition = config.compose(options.exp, options.data, options.scale or DEFAULT_SCALE, options.seed, settings)
     _warn_of_scale(options.scale)
@@ -96,7 +97,14 @@ def run_command(command: str, description: str, words: list[str]) -> int | None:
     if options.fresh and machine.rank() == 0:
         check_free(run)
         clear(run)
-    fit(composition, run, command_line("fit", words))
+    try:
+        fit(composition, run, command_line("fit", words))
+    except Stopped as stop:
+        if machine.rank() != 0 and (stop.together or machine.layout().processes == 1):
+            return 0  # rank zero speaks for all: launchers kill it as soon as another rank ends with an error
+        if machine.rank() == 0:
+            slurm.requeue(stop.number)
+        raise
     return 0
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from experiments import slurm
 from experiments.errors import UsageError
 from experiments.machine import rank
 from experiments.output import log_file
@@ -63,7 +64,8 @@ def _acquire(run: RunFolder) -> Path:
     lock.parent.mkdir(parents=True, exist_ok=True)
     with _guarded(lock.parent):
         check_free(run)
-        lock.write_text(f"{socket.gethostname()} {os.getpid()}\n", encoding="utf-8")
+        owner = [socket.gethostname(), str(os.getpid()), *filter(None, [slurm.this_start()])]
+        lock.write_text(" ".join(owner) + "\n", encoding="utf-8")
     return lock
 
 
@@ -82,15 +84,17 @@ def _guarded(folder: Path) -> Iterator[None]:
 def _living_owner(lock: Path) -> str | None:
     """Who holds the lock: "process 12 on a-host"; None if nobody, or nobody any more.
 
-    Another host's processes cannot be seen, so they count as living.
+    Another host's processes cannot be seen, so they count as living, unless Slurm knows better of their job.
     """
     try:
         words = lock.read_text(encoding="utf-8").split()
     except FileNotFoundError:
         return None
-    if len(words) != 2 or not words[1].isdigit():
-        return None  # a process that died while it wrote two words
+    if len(words) not in (2, 3) or not words[1].isdigit():
+        return None  # a process that died while it wrote its words
     host, pid = words[0], int(words[1])
+    if host != socket.gethostname() and len(words) == 3 and slurm.has_ended(words[2]):
+        return None
     if host == socket.gethostname() and (pid == os.getpid() or not _lives(pid)):
         return None  # our own number is a dead process's whose number we were given
     return f"process {pid} on {host}"

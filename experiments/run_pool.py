@@ -16,7 +16,9 @@ from typing import NamedTuple
 
 from experiments import machine
 from experiments.config import HOME
+from experiments.stop_signals import STOPPED_CODE
 
+OUTPUT_FOLDER = "output"  # below the runs: what each process said, also before its run folder was there
 GRACE_SECONDS = 60.0  # from SIGTERM to SIGKILL: a step and the loaders' end, generously
 POLL_SECONDS = 0.2
 ONE_SIGNAL_SECONDS = 2.0  # make passes SIGTERM on to a process that may have had it with the whole group
@@ -24,7 +26,7 @@ PR_SET_PDEATHSIG = 1
 ERROR_LINE = re.compile(r"(error: |(\w+\.)*\w*(Error|Exception|Interrupt)\b(:|$))")
 
 
-STOPPED_CODES = (-signal.SIGTERM, 128 + signal.SIGTERM, -signal.SIGKILL)
+STOPPED_CODES = (STOPPED_CODE, -signal.SIGTERM, 128 + signal.SIGTERM, -signal.SIGKILL)
 
 
 class Received(NamedTuple):
@@ -162,12 +164,12 @@ def _start(job: Job, slot: int, at_once: int) -> subprocess.Popen[bytes]:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # a group of its own: Ctrl-C is ours to pass on
-            env=_environment(slot, at_once),
-            preexec_fn=lambda: _die_with(parent),
+            env=child_environment(slot, at_once),
+            preexec_fn=lambda: die_with(parent),
         )
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """On Linux a job does not outlive a parent that was killed: it would hold its run folder against the next try."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -175,7 +177,7 @@ def _die_with(parent: int) -> None:
             os._exit(1)
 
 
-def _environment(slot: int, at_once: int) -> dict[str, str]:
+def child_environment(slot: int = 0, at_once: int = 1) -> dict[str, str]:
     """Jobs at once share the cores and, where there are several, have a GPU each."""
     environment = dict(os.environ)
     paths = [str(HOME.parent), *filter(None, [environment.get("PYTHONPATH")])]

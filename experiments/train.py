@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from experiments import machine, wandb_logger
+from experiments.checkpoint_files import remove_unfinished
 from experiments.config import Composition
 from experiments.engine import Engine, build
 from experiments.evaluate import measure
@@ -17,19 +18,39 @@ from experiments.output import say
 from experiments.progress import all_skipped
 from experiments.record import Outcome, assemble, write_config, write_results
 from experiments.runs import RunFolder, config_hash, git_state
+from experiments.stop_signals import Stopped, StopSignals
 
 
 def train(composition: Composition, run: RunFolder, command: str) -> dict[str, Any]:
-    """Train, test and record. An interrupted run goes on after its last finished interval.
+    """Train, test and record. An interrupted run goes on from its last checkpoint.
 
     Returns:
         The content of metrics.json.
+
+    Raises:
+        Stopped: A stop signal came, and there is a checkpoint of the step that was in progress.
     """
+    with StopSignals() as signals:
+        return _train(composition, run, command, signals)
+
+
+def _train(composition: Composition, run: RunFolder, command: str, signals: StopSignals) -> dict[str, Any]:
     machine.check_devices(composition.config["trainer"])
+    if machine.rank() == 0:
+        remove_unfinished(run)
     resume = run.last if run.last.is_file() else None
-    engine = build(composition, run)
+    engine = build(composition, run, signals)
+    signals.pass_on = lambda number: _tell_children(engine, number)
     _check(engine)
     engine.trainer.loggers = _loggers(composition, run, resume)  # only now: a refused run leaves none behind
+    try:
+        return _run(composition, run, engine, command, resume)
+    except Stopped:
+        wandb_logger.close(engine.trainer.loggers)
+        raise
+
+
+def _run(composition: Composition, run: RunFolder, engine: Engine, command: str, resume: Path | None) -> dict[str, Any]:
     write_config(run, composition, engine.config)
     untrained = _before_training(engine, again=resume is not None) if composition.task.has_untrained_floor else None
     if resume:
@@ -42,6 +63,13 @@ def train(composition: Composition, run: RunFolder, command: str) -> dict[str, A
         composition.task.log_results(engine, run, record)
         wandb_logger.close(engine.trainer.loggers)
     return record
+
+
+def _tell_children(engine: Engine, number: int) -> None:
+    """The ranks that Lightning has started itself are told by rank zero alone; of others it knows none."""
+    launcher = engine.trainer.strategy.launcher
+    if launcher is not None:
+        launcher.kill(number)
 
 
 def _loggers(composition: Composition, run: RunFolder, resume: Path | None) -> list[Any]:

@@ -23,6 +23,7 @@ VENDOR_FILES = {
     "wandb": {"experiments/wandb_logger.py"},
     "ahocorasick": {"datamodules/entity_sources/matcher.py"},
     "lmdb": {"datamodules/region_sources/official_lmdb.py"},
+    "submitit": {f"experiments/cluster/{name}.py" for name in ("fit_job", "launch", "records")},
     "open_clip": {"lightning_modules/clip_source.py", "datamodules/tokenizer.py"},
 }
 

@@ -16,7 +16,7 @@ ROWS = """
 """
 # Stands in for `fit`: notes that it was there, and leaves what a finished run leaves.
 STUB = """
-import json, os, pathlib, sys, time
+import json, os, pathlib, signal, sys, time
 run, kind, home = pathlib.Path(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3])
 home.joinpath("started").open("a").write(f"{run.name} {kind} {time.time()}\\n")
 print("some words of a training", flush=True)
@@ -25,6 +25,13 @@ if kind == "fail":
 if kind == "kill":
     os.kill(os.getpid(), 9)
 if kind == "wait":
+    time.sleep(60)
+waiting = home.joinpath("waiting")
+if kind == "told" and not waiting.exists():
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda *_: sys.exit(75))
+    home.joinpath("new").write_text(f"{os.getpid()} {os.getppid()}")
+    home.joinpath("new").rename(waiting)
     time.sleep(60)
 if kind == "short":
     time.sleep(1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,3 +36,22 @@ def check_same_weights(run: Path, other: Path) -> None:
     states = [torch.load(f / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for f in (run, other)]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@contextmanager
+def told_to_stop(hook: tuple[type, str], step: int, number: signal.Signals = signal.SIGUSR1) -> Iterator[None]:
+    """This process gets a signal when a callback's hook is called for the first time at a step, or after it."""
+    owner, name = hook
+    before = getattr(owner, name)
+    told: list[int] = []
+
+    def tell(self: Any, trainer: Any, *more: Any) -> Any:
+        if trainer.global_step >= step and trainer.state.fn == "fit" and not told:
+            told.append(step)
+            os.kill(os.getpid(), number)
+        return before(self, trainer, *more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, tell)
+        yield
+    assert told, f"{name} was never reached"

@@ -153,3 +153,59 @@ def test_launched_processes_that_no_device_is_for_are_refused(
     machine.check_devices({"devices": 2, "num_nodes": 2, "accelerator": "cpu"})
     with pytest.raises(UsageError, match=rf"{by} has started 4 processes, but trainer.devices=1"):
         machine.check_devices({"devices": 1, "accelerator": "cpu"})
+
+
+@pytest.mark.parametrize(
+    ("environment", "trainer"),
+    [
+        ({}, {}),
+        ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, {}),
+        (
+            {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"},
+            {"devices": 4, "num_nodes": 2, "strategy": "ddp"},
+        ),
+        (
+            {"SLURM_STEP_NUM_TASKS": "6", "SLURM_STEP_NUM_NODES": "3", "SLURM_PROCID": "5"},
+            {"devices": 2, "num_nodes": 3, "strategy": "ddp"},
+        ),
+    ],
+)
+def test_devices_and_nodes_follow_from_what_was_started(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], trainer: dict, shards: Path
+) -> None:
+    from experiments.config import compose
+
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    assert machine.launched_settings() == trainer
+    composed = compose("capture", str(shards), "tiny", 0, []).config["trainer"]
+    assert {key: composed[key] for key in trainer} == trainer
+    chosen = compose("capture", str(shards), "tiny", 0, ["--trainer.devices=7"]).config["trainer"]
+    assert chosen["devices"] == 7  # the command line has the last word, and is checked against what was started
+
+
+@pytest.mark.parametrize(
+    ("environment", "problem"),
+    [
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, "put srun before it"),
+        ({"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}, "--ntasks-per-node"),
+        ({"SLURM_STEP_NUM_TASKS": "3", "SLURM_STEP_NUM_NODES": "2", "SLURM_PROCID": "0"}, "3 processes on 2 nodes"),
+    ],
+)
+def test_what_would_wait_for_processes_that_nobody_starts_is_refused(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], problem: str
+) -> None:
+    monkeypatch.setattr(machine, "visible_gpus", lambda: 0)
+    for name in ("SLURM_JOB_NAME", "SLURM_NTASKS_PER_NODE"):
+        monkeypatch.delenv(name, raising=False)
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(UsageError, match=problem):
+        machine.check_devices({"devices": "auto", "accelerator": "cpu"})
+
+
+def test_children_of_lightning_in_an_interactive_slurm_job_know_their_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.delenv("RANK", raising=False)
+    assert machine.rank() == 1

@@ -42,14 +42,14 @@ def test_jobs_at_once_share_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(run_pool.machine, "visible_gpus", lambda: 2)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    alone = run_pool._environment(0, 1)
+    alone = run_pool.child_environment(0, 1)
     assert not {"OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"} & set(alone)
-    of_three = [run_pool._environment(slot, 3) for slot in range(3)]
+    of_three = [run_pool.child_environment(slot, 3) for slot in range(3)]
     assert [found["CUDA_VISIBLE_DEVICES"] for found in of_three] == ["0", "1", "0"]
     assert {found["OMP_NUM_THREADS"] for found in of_three} == {"2"}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    chosen = run_pool._environment(1, 2)
+    chosen = run_pool.child_environment(1, 2)
     assert (chosen["CUDA_VISIBLE_DEVICES"], chosen["OMP_NUM_THREADS"]) == ("7", "3")
 
 

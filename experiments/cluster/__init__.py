@@ -1,0 +1,1 @@
+"""The runs of a table as jobs of a scheduler, through submitit."""
