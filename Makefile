@@ -60,8 +60,8 @@ ablation: setup ## run what is missing of a table: TABLE=<name> [DATA=…] [SCAL
 table: setup ## table of runs: TABLE=<name> [DATA=…] [SCALE=…] [SEEDS=…], or RUNS="runs/a runs/b" [OUT=file.md|.tex|.csv] [PLOT=file.png|.svg]
 	@$(CLI) table $(call option,--table,$(TABLE)) $(table_choice) $(call option,--out,$(OUT)) $(call option,--plot,$(PLOT)) $(RUNS) $(ARGS)
 
-report: setup ## one static HTML page of a run: RUN=runs/<run_id> [OUT=file.html]
-	@$(CLI) report $(call option,--run,$(RUN)) $(call option,--out,$(OUT)) $(ARGS)
+report: setup ## one static HTML page: RUN=runs/<run_id>, or TABLE=<name> [DATA=…] [SCALE=…] [SEEDS=…] [OUT=file.html]
+	@$(CLI) report $(call option,--run,$(RUN)) $(if $(TABLE),$(call option,--table,$(TABLE)) $(table_choice)) $(call option,--out,$(OUT)) $(ARGS)
 
 bench: setup ## throughput and memory of loader, training step and search; ARGS=graph: of the entity graph
 	@$(CLI) bench $(ARGS)

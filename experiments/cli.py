@@ -32,7 +32,7 @@ COMMANDS = {
     "import-official": "a checkpoint of the authors' released code as a run folder",
     "ablate": "run what is missing of a table: its rows × seeds, one process per run",
     "table": "table and plot from the metrics.json of several runs: Markdown, LaTeX, CSV, PNG, SVG",
-    "report": "one static HTML page of a run",
+    "report": "one static HTML page of a run or a table",
     "bench": "throughput and memory of loader, training step and search",
     "doctor": "versions, devices, vendor imports, and the remedy for what is broken",
     "demo": "shards, training, evaluation, table and report on the embedded catalogue",
@@ -164,11 +164,7 @@ def _ablate(words: list[str]) -> int:
     return ablate_command(COMMANDS["ablate"], words)
 
 
-def _table(words: list[str]) -> None:
-    from experiments.table_forms import add_form_arguments, chosen_form, chosen_plot
-
-    parser = Parser("table", COMMANDS["table"])
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders")
+def _add_table_choice(parser: Parser) -> None:
     parser.add_argument("--table", metavar="NAME", help="rows of experiments/ablations/<name>.yaml")
     parser.add_argument("--data", metavar="NAME|FOLDER", help="with --table: other data than its file's")
     parser.add_argument("--scale", metavar="NAME", help="with --table: another scale")
@@ -176,6 +172,14 @@ def _table(words: list[str]) -> None:
     parser.add_argument(
         "--runs", dest="home", default="runs", metavar="DIR", help="with --table: where run folders are"
     )
+
+
+def _table(words: list[str]) -> None:
+    from experiments.table_forms import add_form_arguments, chosen_form, chosen_plot
+
+    parser = Parser("table", COMMANDS["table"])
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders")
+    _add_table_choice(parser)
     add_form_arguments(parser)
     options = parser.parse(words)
     form, plot = chosen_form(options.format, options.out), chosen_plot(options.plot, options.metric)
@@ -194,12 +198,26 @@ def _table(words: list[str]) -> None:
 
 def _report(words: list[str]) -> None:
     parser = Parser("report", COMMANDS["report"])
-    parser.add_argument("--run", required=True, metavar="RUN", help="run folder")
-    parser.add_argument("--out", metavar="F", help="the page (default: reports/<run_id>.html)")
+    parser.add_argument("--run", metavar="RUN", help="run folder")
+    _add_table_choice(parser)
+    parser.add_argument("--out", metavar="F", help="the page (default: in reports, named by the run or the table)")
     options = parser.parse(words)
-    from experiments.report import write_report
+    if bool(options.run) == bool(options.table):
+        raise UsageError("report wants a run folder (RUN=runs/<run_id>) or TABLE=<name>, one of the two")
+    from experiments.table_rows import Choice, parse_seeds
 
-    print(write_report(options.run, options.out))
+    choice = Choice(options.data, options.scale, parse_seeds(options.seeds))
+    if options.run:
+        if choice.given():
+            raise UsageError(f"{choice}: a run is what it is; only TABLE=<name> has other runs to choose")
+        from experiments.report import write_report
+
+        print(write_report(options.run, options.out))
+        return
+    from experiments.table_page import write_table_report
+
+    command = command_line("report", words)
+    print(write_table_report(options.table, command, choice, Path(options.home), options.out))
 
 
 def _bench(words: list[str]) -> None:
