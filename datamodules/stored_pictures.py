@@ -1,4 +1,4 @@
-"""Single pictures out of a shard folder, for pages that show some. Imports neither torch nor webdataset, which brings it.
+"""Single pictures out of a shard folder, for pages that show some: without webdataset, which brings torch along.
 
 Members are sought by the tar's headers alone, so the pictures in between are never read.
 """
@@ -21,7 +21,8 @@ def stored_pictures(folder: Path, manifest: Manifest, split: str, rows: Iterable
     Raises:
         DataError: a tar is missing or damaged.
     """
-    wanted, found, first = set(rows), {}, 0
+    wanted, first = set(rows), 0
+    found: dict[int, bytes] = {}
     for shard in manifest["splits"][split]["shards"]:
         here = {row - first for row in wanted if first <= row < first + shard["samples"]}
         if here:

@@ -1,4 +1,4 @@
-"""Learning curves as inline SVG, in the text colour of the page that holds them, so that they read well in dark mode."""
+"""Learning curves as inline SVG, in the text colour of the page that holds them: so they also read in dark mode."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INK = "#010203"  # drawn in it; becomes the page's own text colour
 # Visible on white and on black; neighbours differ in dashes too, for readers who see no difference in colour.
 COLOURS = ("#2b7bc8", "#d55e00", "#009e73", "#b85aa5", "#8c7a00", "#7a74e0")
 DASHES: Sequence[Any] = ("-", (0, (5, 2)), (0, (1.2, 1.6)), (0, (6, 2, 1.2, 2)))
-STYLE: dict[str, Any] = {"svg.fonttype": "none", "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK}
+STYLE: Any = {"svg.fonttype": "none", "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK}
 STYLE |= {"xtick.color": INK, "ytick.color": INK, "font.size": 10}
 
 
@@ -59,7 +59,7 @@ def drawing(title: str, curves: Sequence[Curve]) -> Markup:
         for number, curve in enumerate(curves):
             look = {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number % len(DASHES)]}
             for points in curve.seeds:
-                axes.plot(*zip(*points, strict=True), linewidth=0.6, alpha=0.55, **look)
+                axes.plot(*zip(*points, strict=True), linewidth=0.7, alpha=0.6, **look)
             axes.plot(*zip(*curve.points, strict=True), linewidth=1.8, label=curve.label, **look)
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.2)
@@ -68,7 +68,7 @@ def drawing(title: str, curves: Sequence[Curve]) -> Markup:
             text.set_parse_math(False)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return Markup(_inline(buffer.getvalue(), title))  # noqa: S704  (matplotlib escapes the labels)
+    return Markup(_inline(buffer.getvalue(), title))  # matplotlib escapes the labels
 
 
 def _inline(text: str, title: str) -> str:

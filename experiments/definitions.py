@@ -125,13 +125,15 @@ RETRIEVAL = (
         "How many queries have no box, and how many boxes a query has on average.",
     ),
     Definition(
-        "zero_vectors", r"zero_vectors", "Embeddings that are all 0, as a product of two ReLUs can be; they match nothing."
+        "zero_vectors",
+        r"zero_vectors",
+        "Embeddings that are all 0, as a product of ReLUs can be; they match nothing.",
     ),
     Definition(
         "false_negatives_per_batch",
         r"false_negatives_per_batch",
-        "Of the pairs that a contrast over a batch of random gallery items takes for different products, how many share "
-        "a label.",
+        "Of the pairs that a contrast over a batch of random gallery items takes for different products, how many "
+        "share a label.",
         "B · (B − 1) · share of pairs of gallery items with the same label",
     ),
 )
@@ -158,15 +160,15 @@ LOSSES = (
     Definition("loss", r"loss", "What training minimises: the sum of all losses, each with its weight."),
     Definition("loss_mlm", r"loss_mlm", "Masked words: cross-entropy of the masked tokens of the caption."),
     Definition("loss_mlm_entity", r"loss_mlm_entity", "The same for the caption's entities."),
-    Definition("loss_mrm", r"loss_mrm", "Masked regions: squared error of the features of the picture's masked regions."),
+    Definition("loss_mrm", r"loss_mrm", "Masked regions: squared error of the features of those of the picture."),
     Definition("loss_mrc", r"loss_mrc(_kl)?", "Masked regions: what a detector recognised in them, as classes."),
     Definition("loss_clr", r"loss_clr", "Contrast (NT-Xent) of picture and caption of an item against all others."),
-    Definition("loss_infonce", r"loss_(infonce|sigmoid)", "Contrast of pictures with captions, as CLIP or SigLIP has it."),
+    Definition("loss_infonce", r"loss_(infonce|sigmoid)", "Contrast of pictures with captions, as in CLIP or SigLIP."),
     Definition("loss_view", r"loss_view", "Contrast of two views of the same picture or caption."),
     Definition("loss_itm", r"loss_itm", "Matching: whether picture and caption belong together."),
     Definition("loss_wra", r"loss_wra", "Alignment: the least cost of moving words onto regions."),
     Definition("loss_node", r"loss_node", "Related entities of the graph lie closer than unrelated ones."),
-    Definition("loss_subgraph", r"loss_subgraph", "Related entities are more alike among themselves than unrelated ones."),
+    Definition("loss_subgraph", r"loss_subgraph", "Related entities are more alike than unrelated ones."),
     Definition("loss_objectness", r"loss_(objectness|classifier)", "Product or background, of proposals and of boxes."),
     Definition("loss_box_reg", r"loss_(rpn_)?box_reg", "How far proposals and boxes are from the pasted products."),
     Definition("loss_instance", r"loss_instance", "Contrast of a cut-out pasted twice against all others."),
@@ -175,7 +177,7 @@ LOSSES = (
 SPEED = (
     Definition("samples/s", r"samples_per_second", "Items trained on in a second, evaluations left out."),
     Definition("data_wait_share", r"data_wait_share", "Part of the training time spent waiting for data."),
-    Definition("peak_memory_mb", r"peak_memory_mb", "The most memory in use, MB of the device, or of the process on CPU."),
+    Definition("peak_memory_mb", r"peak_memory_mb", "The most memory in use, in MB: of the GPU, or of the process."),
     Definition(
         "mfu",
         r"mfu",
@@ -184,22 +186,23 @@ SPEED = (
     ),
 )
 
-# Whose ranking a number is of: what stands in front of a key.
+# Whose ranking a number is of, by the name that a row or column has.
 RANKINGS = {
-    "": "the product feature: picture and caption together",
-    "image": "the picture alone",
-    "text": "the caption alone",
-    "image->text": "query pictures against gallery captions",
-    "text->image": "query captions against gallery pictures",
-    "whole": "the query's picture read as one",
-    "detected": "the query read by the boxes that a detector found",
-    "true": "the query read by its true boxes, which no detector knows",
-    "rerank": "the first items put in the order of the matching head",
-    "untrained": "the same model before training",
-    "tfidf": "TF-IDF of the captions, nothing learned",
-    "random": "a random order",
+    "product feature": "picture and caption together, by the feature chosen on val",
+    "re-ranked": "its first items put in the order of the matching head",
+    "image only": "the picture alone",
+    "text only": "the caption alone",
+    "image → text": "query pictures against gallery captions",
+    "text → image": "query captions against gallery pictures",
+    "whole picture": "the query's picture read as one",
+    "detected boxes": "the query read by the boxes that a detector found",
+    "true boxes": "the query read by its true boxes, which no detector knows",
+    "untrained model": "the same model before training",
+    "TF-IDF on captions": "words of the captions compared, nothing learned",
+    "random order": "items drawn by lot",
 }
-_FRONT = re.compile(r"^((train|val|test|pasted|throughput)/)?((feature/[^/]+|" + "|".join(filter(None, RANKINGS)) + ")/)?")
+_PREFIXES = "image|text|image->text|text->image|whole|detected|true|rerank|untrained|tfidf|random"
+_FRONT = re.compile(rf"^((train|val|test|pasted|throughput)/)?((feature/[^/]+|{_PREFIXES})/)?")
 
 
 def define(key: str) -> Definition | None:
@@ -218,6 +221,12 @@ def definitions(keys: Iterable[str]) -> list[Definition]:
     """Of several keys, each once, in the order they stand here."""
     wanted = {define(key) for key in keys}
     return [one for one in (*RETRIEVAL, *DETECTION, *LOSSES, *SPEED) if one in wanted]
+
+
+def rankings(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Names of rows or columns that stand for a ranking, or begin with one, and what it is; in the order above."""
+    names = list(names)
+    return [(name, words) for name, words in RANKINGS.items() if any(one.startswith(name) for one in names)]
 
 
 def anchor(key: str) -> str:

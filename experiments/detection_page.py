@@ -1,4 +1,4 @@
-"""What the page of a detector's run shows: recalls of boxes, and the contact sheets of the region sets it has written."""
+"""What the page of a detector's run shows: recalls of boxes, and contact sheets of the region sets it has written."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from datamodules.errors import DataError
-from experiments.definitions import RANKINGS
+from experiments.definitions import rankings
 from experiments.label_breakdown import breakdown
 from experiments.page import data_url
 from experiments.report_queries import shown_queries
@@ -28,28 +28,29 @@ from experiments.scoreboard import (
 from retrieval.errors import RetrievalError
 
 CUTOFFS = (10, 50, 100)
-BETWEEN = {"image → text": "image->text/", "text → image": "text->image/"}
 
 
 def contents(folder: RunFolder, record: dict[str, Any]) -> dict[str, Any]:
     """What templates/retrieval.html.j2 wants beside the parts common to all pages."""
     levels = level_rows(record, "test")
     cutoffs = _cutoffs(record)
-    by_level = {"level_columns": LEVEL_COLUMNS, "levels": _rows(record, LEVEL_COLUMNS, levels)}
+    by_level = _rows(record, LEVEL_COLUMNS, levels) if len(levels) > 1 else []
+    shown = _floor_rows(record, COLUMNS)
     about_same = same_queries(record) if record.get("same") else ""
-    keys = [*COLUMNS, *cutoffs["keys"], *LEVEL_COLUMNS, "product - this", "recall@10"]
+    keys = [*COLUMNS, *cutoffs["keys"], "product - this", "recall@10", "found@10"]
     return {
         "columns": COLUMNS,
-        "floors": _floor_rows(record, COLUMNS),
+        "floors": shown,
         "level": LEVELS[record.get("level", "whole")],
-        **(by_level if len(levels) > 1 else {"level_columns": (), "levels": []}),
+        "level_columns": LEVEL_COLUMNS,
+        "levels": by_level,
         "level_note": level_note(record, "test"),
         "same_columns": SAME_COLUMNS,
         "same_floors": _floor_rows(record, SAME_COLUMNS),
         "same_queries": about_same,
         "cutoffs": cutoffs,
         "graph": _graph(folder),
-        "rankings": _rankings(record, levels),
+        "rankings": rankings([row["label"] for row in (*shown, *by_level, *cutoffs["rows"])]),
         "keys": [*keys, *(SAME_COLUMNS if about_same else ())],
         **_looked_up(folder, record),
     }
@@ -86,21 +87,14 @@ def _rows(record: dict[str, Any], columns: Sequence[str], prefixes: dict[str, st
 def _cutoffs(record: dict[str, Any]) -> dict[str, Any]:
     columns = [f"{name}@{k}" for k in CUTOFFS for name in ("mAP", "mAR", "Prec")]
     kinds = {"official": "", "textbook": "textbook/", "image only": "image/", "text only": "text/"}
-    kinds |= BETWEEN
+    kinds |= {"image → text": "image->text/", "text → image": "text->image/"}
+    there = {k: prefix for k, prefix in kinds.items() if all(prefix + column in record["test"] for column in columns)}
     rows = [
-        {"label": label, "cells": [f"{record['test'][prefix + c]:.4f}" for c in columns]}
-        for label, prefix in kinds.items()
-        if all(prefix + column in record["test"] for column in columns)
+        {"label": label, "cells": [f"{record['test'][prefix + column]:.4f}" for column in columns]}
+        for label, prefix in there.items()
     ]
-    keys = [kinds[row["label"]] + column for row in rows for column in columns]
+    keys = [prefix + column for prefix in there.values() for column in columns]
     return {"columns": columns, "rows": rows, "keys": keys}
-
-
-def _rankings(record: dict[str, Any], levels: dict[str, str]) -> list[tuple[str, str]]:
-    """Whose rankings the rows are of, in words."""
-    rows = {label: prefix for label, prefix in ROWS.items() if prefix != "rerank/" or "rerank" in record}
-    rows |= BETWEEN | (levels if len(levels) > 1 else {})
-    return [(label, RANKINGS[prefix.rstrip("/")]) for label, prefix in rows.items() if prefix or label not in levels]
 
 
 def _graph(folder: RunFolder) -> str:

@@ -7,14 +7,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.definitions import definitions
+from experiments.definitions import definitions, rankings
 from experiments.history import read_history
 from experiments.page import data_url, render
 from experiments.report import REPORTS
 from experiments.runs import RunFolder, write_text
-from experiments.scoreboard import value_of
 from experiments.table import document
-from experiments.table_cells import SPLIT, of_feature
+from experiments.table_cells import of_feature
 from experiments.table_document import NOTHING
 from experiments.table_html import html, prose
 from experiments.table_rows import AS_IN_FILE, RUNS, Choice, Plan, Row, read_plan, row_settings
@@ -44,7 +43,9 @@ def write_table_report(
     path = Path(out) if out else REPORTS / f"table-{_file_name(name, choice)}.html"
     found = document(plan, name, command)
     curves, drawn = _curves(plan)
-    compared = [column.head.split()[-1] for grid in found.grids for column in grid.columns if column.head.strip()]
+    heads = [column.head for grid in found.grids for column in grid.columns if column.head.strip()]
+    labels = [line.label for grid in found.grids for line in grid.lines]
+    keys = [*plan.columns, *(head.split()[-1] for head in heads), "product - this", *drawn]
     text = render(
         "table.html.j2",
         title=plan.title,
@@ -57,7 +58,8 @@ def write_table_report(
         settings=[_settings(row) for row in plan.rows],
         runs=(runs := [_runs(row, path.parent) for row in plan.rows]),
         linked=any(run["page"] for row in runs for run in row["runs"]),
-        definitions=definitions([*plan.columns, *compared, "product - this", *drawn]),
+        definitions=definitions(keys),
+        rankings=rankings([*labels, *heads]),
         made_by=prose(found.made_by),
         origin=[prose(line) for line in found.origin],
     )

@@ -27,6 +27,7 @@ from experiments.table_rows import Plan, Row
 ENDINGS = (".png", ".svg")
 DPI = 160
 WIDTH, BAR_HEIGHT, AROUND = 6.4, 0.3, 1.3  # inches
+PAGE_WIDTH = 5.2
 LOG_FROM = 20  # the largest by the smallest value of a factor from which its axis is logarithmic
 TITLE_LETTERS, NOTE_LETTERS = 92, 118  # in a line
 CONFIDENCE = 0.95
@@ -72,9 +73,9 @@ def draw(plan: Plan, file: Path, metric: str | None = None) -> list[Path]:
 
 
 def picture(plan: Plan, metric: str) -> bytes:
-    """The same as the content of an SVG file, for a page."""
+    """The same as the content of an SVG file for a page, which has the title already and may be narrow."""
     buffer = io.BytesIO()
-    _save(plan, metric, buffer, "svg")
+    _save(plan._replace(title=""), metric, buffer, "svg", PAGE_WIDTH)
     return buffer.getvalue()
 
 
@@ -110,7 +111,7 @@ def _check(plan: Plan, metric: str) -> None:
         raise UsageError(f"--metric {metric}: {nearest(metric, known)}")
 
 
-def _save(plan: Plan, metric: str, target: BinaryIO, kind: str) -> None:
+def _save(plan: Plan, metric: str, target: BinaryIO, kind: str, width: float = WIDTH) -> None:
     import matplotlib
     from matplotlib.figure import Figure  # not pyplot, which keeps figures and settings of its own
 
@@ -120,10 +121,11 @@ def _save(plan: Plan, metric: str, target: BinaryIO, kind: str) -> None:
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # boxes in the PNG; the SVG holds the letters
         height = 3.6 if factor else AROUND + BAR_HEIGHT * len(drawn)
         height += 0.3 * len(notes)
-        figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor="white")
+        figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
         axes = figure.subplots()
-        title = textwrap.fill(plan.title, TITLE_LETTERS)
-        figure.suptitle(title, x=0.01, ha="left", fontsize=9, parse_math=False)
+        if plan.title:
+            title = textwrap.fill(plan.title, TITLE_LETTERS)
+            figure.suptitle(title, x=0.01, ha="left", fontsize=9, parse_math=False)
         shown = f"{metric} ({SPLIT}), mean over seeds and its 95 % interval"
         if factor:
             _curve(axes, drawn, factor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -59,9 +60,7 @@ def label_scores(
     return scores
 
 
-def confusions(
-    ranking: Ranking, query_labels: Labels, gallery_labels: Labels, num_ranks: int = 10
-) -> list[Confusion]:
+def confusions(ranking: Ranking, query_labels: Labels, gallery_labels: Labels, num_ranks: int = 10) -> list[Confusion]:
     """Pairs of labels: a query names the first and has no item of it among its first N, but one of the second.
 
     The second is none of the query's own labels. A query counts once for a pair, and for several pairs where it misses
@@ -90,5 +89,5 @@ def confusions(
     return sorted(found, key=lambda pair: (-pair.queries, -pair.queries / pair.naming, pair.wanted, pair.came))
 
 
-def _distinct(labels: str | tuple[str, ...] | list[str]) -> list[str]:
+def _distinct(labels: str | Sequence[str]) -> list[str]:
     return [labels] if isinstance(labels, str) else list(dict.fromkeys(labels))
