@@ -19,6 +19,7 @@ INK = "#010203"  # drawn in it; becomes the page's own text colour
 # Visible on white and on black; neighbours differ in dashes too, for readers who see no difference in colour.
 COLOURS = ("#2b7bc8", "#d55e00", "#009e73", "#b85aa5", "#8c7a00", "#7a74e0")
 DASHES: Sequence[Any] = ("-", (0, (5, 2)), (0, (1.2, 1.6)), (0, (6, 2, 1.2, 2)))
+LABEL_LETTERS = 34
 STYLE: Any = {"svg.fonttype": "none", "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK}
 STYLE |= {"xtick.color": INK, "ytick.color": INK, "font.size": 10}
 
@@ -60,7 +61,7 @@ def drawing(title: str, curves: Sequence[Curve]) -> Markup:
             look = {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number % len(DASHES)]}
             for points in curve.seeds:
                 axes.plot(*zip(*points, strict=True), linewidth=0.7, alpha=0.6, **look)
-            axes.plot(*zip(*curve.points, strict=True), linewidth=1.8, label=curve.label, **look)
+            axes.plot(*zip(*curve.points, strict=True), linewidth=1.8, label=_short(curve.label), **look)
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.2)
         legend = figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small", handlelength=3)
@@ -69,6 +70,11 @@ def drawing(title: str, curves: Sequence[Curve]) -> Markup:
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return Markup(_inline(buffer.getvalue(), title))  # matplotlib escapes the labels
+
+
+def _short(label: str) -> str:
+    """A label as far as a legend has room for it."""
+    return label if len(label) <= LABEL_LETTERS else label[: LABEL_LETTERS - 1] + "…"
 
 
 def _inline(text: str, title: str) -> str:

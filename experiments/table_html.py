@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 def html(document: Document) -> Markup:
-    """Grids one below the other, then footnotes, how to read the numbers, and where they come from."""
+    """Grids one below the other, then footnotes and how to read the numbers.
+
+    Where they come from (`made_by`, `origin`) the page says in a section of its own.
+    """
     from markupsafe import Markup
 
     from experiments.page import render

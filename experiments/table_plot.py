@@ -29,7 +29,7 @@ DPI = 160
 WIDTH, BAR_HEIGHT, AROUND = 6.4, 0.3, 1.3  # inches
 PAGE_WIDTH = 5.2
 LOG_FROM = 20  # the largest by the smallest value of a factor from which its axis is logarithmic
-TITLE_LETTERS, NOTE_LETTERS = 92, 118  # in a line
+LABEL_LETTERS, TITLE_LETTERS, NOTE_LETTERS = 36, 92, 118  # in a line
 CONFIDENCE = 0.95
 STYLE: Any = {"svg.hashsalt": "table", "svg.fonttype": "none", "font.size": 9, "hatch.linewidth": 0.6}
 
@@ -166,7 +166,8 @@ def _bars(axes: Any, means: Sequence[Mean], base: int | None) -> None:
             fontsize=8,
             annotation_clip=False,
         )
-    axes.set_yticks(range(len(means)), [mean.label for mean in means])
+    wrapped = ["\n".join(textwrap.wrap(mean.label, LABEL_LETTERS, max_lines=2, placeholder="…")) for mean in means]
+    axes.set_yticks(range(len(means)), wrapped)
     for label in axes.get_yticklabels():
         label.set_parse_math(False)
     axes.set_ylim(len(means) - 0.4, -0.6)

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shards") / "synthetic"
     sizes = {"num_train_singles": 4, "num_train_multis": 2, "num_gallery": 48, "num_val": 2, "num_test": 5}
-    catalogue = open_catalogue("synthetic", None, num_labels=24, image_size_px=24, **sizes)
+    catalogue = open_catalogue("synthetic", None, num_labels=24, image_size_px=32, **sizes)
     build(catalogue, folder, shard_size=20, progress=False)
     return folder
 

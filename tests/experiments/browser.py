@@ -7,11 +7,23 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+# No sandbox: it wants rights that a container has not, and the pages are our own.
+FLAGS = ["--headless", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu", "--no-first-run"]
+FLAGS += ["--disable-dev-shm-usage"]  # a container's /dev/shm is small
+# The protocol's pipe is file 3 for what the browser reads and 4 for what it writes.
+LAUNCH = """
+import fcntl, os, sys
+high = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3]]
+os.dup2(high[0], 3), os.dup2(high[1], 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 def find_chromium() -> str | None:
@@ -25,12 +37,9 @@ class Browser:
     def __init__(self, program: str, profile: Path) -> None:
         to_browser, commands = os.pipe()
         answers, from_browser = os.pipe()
-        # The protocol's pipe is file 3 for what the browser reads and 4 for what it writes. No sandbox: it wants rights
-        # that a container has not, and the page is our own.
-        flags = "--headless --remote-debugging-pipe --no-sandbox --disable-gpu --no-first-run --disable-dev-shm-usage"
+        launch = [sys.executable, "-c", LAUNCH, str(to_browser), str(from_browser), program, *FLAGS]
         self.process = subprocess.Popen(
-            ["/bin/sh", "-c", f'exec "$0" {flags} "$@" 3<&{to_browser} 4>&{from_browser}', program]
-            + [f"--user-data-dir={profile}", "about:blank"],
+            [*launch, f"--user-data-dir={profile}", "about:blank"],
             pass_fds=(to_browser, from_browser),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
