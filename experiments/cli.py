@@ -164,7 +164,11 @@ def _ablate(words: list[str]) -> int:
     return ablate_command(COMMANDS["ablate"], words)
 
 
-def _add_table_choice(parser: Parser) -> None:
+def _table(words: list[str]) -> None:
+    from experiments.table_forms import add_form_arguments, chosen_form, chosen_plot
+
+    parser = Parser("table", COMMANDS["table"])
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders")
     parser.add_argument("--table", metavar="NAME", help="rows of experiments/ablations/<name>.yaml")
     parser.add_argument("--data", metavar="NAME|FOLDER", help="with --table: other data than its file's")
     parser.add_argument("--scale", metavar="NAME", help="with --table: another scale")
@@ -172,14 +176,6 @@ def _add_table_choice(parser: Parser) -> None:
     parser.add_argument(
         "--runs", dest="home", default="runs", metavar="DIR", help="with --table: where run folders are"
     )
-
-
-def _table(words: list[str]) -> None:
-    from experiments.table_forms import add_form_arguments, chosen_form, chosen_plot
-
-    parser = Parser("table", COMMANDS["table"])
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders")
-    _add_table_choice(parser)
     add_form_arguments(parser)
     options = parser.parse(words)
     form, plot = chosen_form(options.format, options.out), chosen_plot(options.plot, options.metric)
@@ -197,27 +193,9 @@ def _table(words: list[str]) -> None:
 
 
 def _report(words: list[str]) -> None:
-    parser = Parser("report", COMMANDS["report"])
-    parser.add_argument("--run", metavar="RUN", help="run folder")
-    _add_table_choice(parser)
-    parser.add_argument("--out", metavar="F", help="the page (default: in reports, named by the run or the table)")
-    options = parser.parse(words)
-    if bool(options.run) == bool(options.table):
-        raise UsageError("report wants a run folder (RUN=runs/<run_id>) or TABLE=<name>, one of the two")
-    from experiments.table_rows import Choice, parse_seeds
+    from experiments.report_command import report_command
 
-    choice = Choice(options.data, options.scale, parse_seeds(options.seeds))
-    if options.run:
-        if choice.given():
-            raise UsageError(f"{choice}: a run is what it is; only TABLE=<name> has other runs to choose")
-        from experiments.report import write_report
-
-        print(write_report(options.run, options.out))
-        return
-    from experiments.table_page import write_table_report
-
-    command = command_line("report", words)
-    print(write_table_report(options.table, command, choice, Path(options.home), options.out))
+    report_command(COMMANDS["report"], words)
 
 
 def _bench(words: list[str]) -> None:

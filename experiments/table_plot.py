@@ -134,7 +134,7 @@ def _save(plan: Plan, metric: str, target: BinaryIO, kind: str, width: float = W
         else:
             base = plan.rows.index(plan.base) if plan.base else None
             _bars(axes, drawn, base)
-            axes.set_xlabel(shown)
+            axes.set_xlabel(shown if width == WIDTH else shown.replace(", ", ",\n"))
         if notes:
             texts = [f"{superscript([number])} {note.replace('`', '')}" for number, note in enumerate(notes, 1)]
             below = "\n".join(line for text in texts for line in textwrap.wrap(text, NOTE_LETTERS))
