@@ -114,8 +114,8 @@ RETRIEVAL = (
     Definition(
         "product − this",
         r"product - this",
-        "The score of what is named first (the product feature, or a table's base row) minus that of this row, query by "
-        "query: the mean, with a 95 % interval. For it the queries are drawn again with replacement many times "
+        "The score of what is named first (the product feature, or a table's base row) minus that of this row, query "
+        "by query: the mean, with a 95 % interval. For it the queries are drawn again with replacement many times "
         "(bootstrap), and the seeds where there are several. Only an interval that excludes 0 shows a difference.",
         "mean over queries q of score(first, q) − score(this, q)",
     ),
