@@ -63,8 +63,8 @@ table: setup ## table of runs: TABLE=<name> [DATA=…] [SCALE=…] [SEEDS=…], 
 results: setup ## keep a table's finished runs in the repository, and write the README's results: [TABLE=<name>] [DATA=…] [SCALE=…] [SEEDS=…]
 	@$(CLI) results $(call option,--table,$(TABLE)) $(table_choice) $(ARGS)
 
-report: setup ## one static HTML page of a run: RUN=runs/<run_id> [OUT=file.html]
-	@$(CLI) report $(call option,--run,$(RUN)) $(call option,--out,$(OUT)) $(ARGS)
+report: setup ## one static HTML page: RUN=runs/<run_id>, or TABLE=<name> [DATA=…] [SCALE=…] [SEEDS=…] [OUT=file.html]
+	@$(CLI) report $(call option,--run,$(RUN)) $(if $(TABLE),$(call option,--table,$(TABLE)) $(table_choice)) $(call option,--out,$(OUT)) $(ARGS)
 
 bench: setup ## throughput and memory of loader, training step and search; ARGS=graph: of the entity graph
 	@$(CLI) bench $(ARGS)

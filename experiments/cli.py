@@ -35,7 +35,7 @@ COMMANDS = {
     "ablate": "run what is missing of a table: its rows × seeds, one process per run",
     "table": "table and plot from the metrics.json of several runs: Markdown, LaTeX, CSV, PNG, SVG",
     "results": "keep a table's finished runs in the repository; the README's section of results follows from them",
-    "report": "one static HTML page of a run",
+    "report": "one static HTML page of a run or a table",
     "bench": "throughput and memory of loader, training step and search",
     "doctor": "versions, devices, vendor imports, and the remedy for what is broken",
     "demo": "shards, training, evaluation, table and report on the embedded catalogue",
@@ -190,12 +190,10 @@ def _table(words: list[str]) -> None:
     from experiments.table_rows import Choice, parse_seeds
 
     runs, choice = [Path(run) for run in options.runs], Choice(options.data, options.scale, parse_seeds(options.seeds))
-    command, homes = command_line("table", words), [Path(options.home)]
-    if options.recorded:
-        from experiments.recorded import runs_of
+    from experiments.recorded import homes
 
-        homes.append(runs_of())
-    text = make_table(runs, options.table, command, choice, homes, form, plot, options.metric)
+    command, places = command_line("table", words), homes(Path(options.home), options.recorded)
+    text = make_table(runs, options.table, command, choice, places, form, plot, options.metric)
     if options.out:
         from experiments.runs import write_text
 
@@ -210,13 +208,9 @@ def _results(words: list[str]) -> None:
 
 
 def _report(words: list[str]) -> None:
-    parser = Parser("report", COMMANDS["report"])
-    parser.add_argument("--run", required=True, metavar="RUN", help="run folder")
-    parser.add_argument("--out", metavar="F", help="the page (default: reports/<run_id>.html)")
-    options = parser.parse(words)
-    from experiments.report import write_report
+    from experiments.report_command import report_command
 
-    print(write_report(options.run, options.out))
+    report_command(COMMANDS["report"], words)
 
 
 def _bench(words: list[str]) -> None:

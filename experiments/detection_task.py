@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Mapping
 from pathlib import Path
@@ -78,17 +77,9 @@ class DetectionTask(Task):
         return "\n".join([buffer.getvalue().rstrip(), cut_outs(record)]).rstrip()
 
     def page(self, folder: RunFolder, record: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        shown = {"columns": list(COLUMNS.values()), "rows": rows(record), "cut_outs": cut_outs(record)}
-        return "detection.html.j2", shown | {"sheets": _sheets(folder)}
+        from experiments.detection_page import contents
 
-
-def _sheets(folder: RunFolder) -> dict[str, str]:
-    """The region sets this detector has written: name -> its contact sheet as a data url."""
-    files = sorted(folder.root.glob("regions-*.png"))
-    return {
-        file.stem.removeprefix("regions-"): "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
-        for file in files
-    }
+        return "detection.html.j2", contents(folder, record)
 
 
 TASK = DetectionTask()

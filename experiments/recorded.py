@@ -51,6 +51,11 @@ def runs_of(results: Path = RESULTS) -> Path:
     return results / "runs"
 
 
+def homes(runs: Path, recorded: bool) -> tuple[Path, ...]:
+    """Where a table's runs are looked for: their own folder, then, if asked for, what is kept here."""
+    return (runs, runs_of()) if recorded else (runs,)
+
+
 def record_table(plan: Plan, table: str, command: str, results: Path = RESULTS) -> Record:
     """Keep the finished runs of a table's rows, and the table.
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import io
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from experiments.instance_files import Instance, read_instances
+from experiments.page import data_url
+from experiments.run_shards import RunShards
 from experiments.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -27,37 +27,29 @@ COLOURS = (
 )
 
 
-def shown_queries(folder: RunFolder, record: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
-    """Some queries with their top hits, and why there are none if there are none."""
-    import yaml
+def shown_queries(folder: RunFolder, shards: RunShards) -> list[dict[str, Any]]:
+    """Some queries with their top hits, evenly spread over the test split.
 
-    from datamodules.errors import DataError
-    from datamodules.shard_folder import ShardFolder
-
-    config = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
-    shards = ShardFolder(Path(config["data"]["init_args"]["folder"]))
-    try:
-        if shards.manifest["data_hash"] != record["data_hash"]:
-            return [], f"{shards.path} has changed since the run"
-        return _shown(folder, shards), ""
-    except (DataError, OSError) as problem:
-        return [], str(problem)
-
-
-def _shown(folder: RunFolder, shards: Any) -> list[dict[str, Any]]:
+    Raises:
+        DataError: If a picture cannot be read.
+        OSError: If the run has no lists.
+    """
     lines = (folder.rankings / "test.txt").read_text(encoding="utf-8").splitlines()
     with np.load(folder.rankings / "test.npz", allow_pickle=False) as stored:
         score_of = dict(zip(stored["query_ids"].tolist(), stored["mAP@10"].tolist(), strict=True))
-    row_of = {row.id: number for number, row in enumerate(shards.annotations("test"))}
+    row_of = {row.id: number for number, row in enumerate(shards.test)}
+    lists = [line.split(",") for line in lines[:: max(1, len(lines) // QUERIES_SHOWN)][:QUERIES_SHOWN]]
     instances_of = read_instances(folder.rankings, "test")
-    gallery = _Gallery(shards)
+    pictures = shards.pictures("test", [row_of[query_id] for query_id, *_ in lists])
+    found = [hits[:HITS_SHOWN] for _, *hits in lists]
+    found += [one.hits[:HITS_SHOWN] for query_id, *_ in lists for one in instances_of.get(query_id, [])]
+    gallery = _Gallery(shards, {item for hits in found for item in hits})
     shown = []
-    for line in lines[:: max(1, len(lines) // QUERIES_SHOWN)][:QUERIES_SHOWN]:
-        query_id, *hit_ids = line.split(",")
-        query = shards.annotations("test")[row_of[query_id]]
+    for query_id, *hit_ids in lists:
+        query = shards.test[row_of[query_id]]
         hits = gallery.hits(hit_ids, query.labels, PICTURE_SIDE_PX)
-        about = {"id": query.id, "caption": query.caption, "labels": query.labels, "hits": hits}
-        image = _upright(shards.picture("test", row_of[query_id]))
+        about = {"id": query.id, "caption": query.caption, "labels": query.labels, "hits": hits, "boxes": []}
+        image = _upright(pictures.get(row_of[query_id]))
         about |= {"picture": _embedded(image, PICTURE_SIDE_PX), "score": f"{score_of[query_id]:.2f}"}
         if query_id in instances_of:
             about |= _boxed(image, instances_of[query_id], query.labels, gallery)
@@ -93,30 +85,33 @@ def _boxed(image: Image.Image, instances: list[Instance], labels: tuple[str, ...
 
 
 class _Gallery:
-    """Hits as the page wants them; a picture that is found often is read once."""
+    """Hits as the page wants them; their pictures are read once, and in one go."""
 
-    def __init__(self, shards: Any) -> None:
-        self.shards = shards
-        self.rows = shards.annotations("gallery")
-        self.number_of = {row.id: number for number, row in enumerate(self.rows)}
+    def __init__(self, shards: RunShards, items: set[str]) -> None:
+        self.rows = shards.gallery
+        self.number_of = {row.id: number for number, row in enumerate(self.rows) if row.id in items}
+        self.stored = shards.pictures("gallery", self.number_of.values())
         self.pictures: dict[tuple[str, int], str] = {}
 
     def hits(self, ids: list[str], wanted: tuple[str, ...], side_px: int) -> list[dict[str, Any]]:
         return [self._hit(item, wanted, side_px) for item in ids[:HITS_SHOWN]]
 
     def _hit(self, item: str, wanted: tuple[str, ...], side_px: int) -> dict[str, Any]:
-        labels = self.rows[self.number_of[item]].labels
-        label = labels[0] if labels else ""
+        number = self.number_of[item]
+        label = (*self.rows[number].labels, "")[0]  # an item counts by its first
         if (item, side_px) not in self.pictures:
-            image = _upright(self.shards.picture("gallery", self.number_of[item]))
-            self.pictures[item, side_px] = _embedded(image, side_px)
+            self.pictures[item, side_px] = _embedded(_upright(self.stored.get(number)), side_px)
         return {"id": item, "label": label, "right": label in wanted, "picture": self.pictures[item, side_px]}
 
 
-def _upright(picture: bytes) -> Image.Image:
-    """As the model sees it, which is also what boxes refer to."""
+def _upright(picture: bytes | None) -> Image.Image:
+    """As the model sees it, which is also what boxes refer to; a grey square where there is none."""
+    from PIL import Image
+
     from datamodules.pictures import decode_picture
 
+    if picture is None:
+        return Image.new("RGB", (PICTURE_SIDE_PX, PICTURE_SIDE_PX), "#bbb")
     return decode_picture(picture, BOXED_SIDE_PX).image
 
 
@@ -132,4 +127,4 @@ def _embedded(image: Image.Image, side_px: int) -> str:
     small.thumbnail((side_px, side_px))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return data_url("image/jpeg", buffer.getvalue())

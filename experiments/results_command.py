@@ -18,12 +18,12 @@ def results_command(description: str, words: list[str]) -> None:
     parser.add_argument("--seeds", metavar="0,1,2", help="with --table: other seeds")
     parser.add_argument("--runs", default="runs", metavar="DIR", help="where run folders are (default: runs)")
     options = parser.parse(words)
-    from experiments.recorded import RESULTS, record_table, runs_of
+    from experiments.recorded import RESULTS, homes, record_table
     from experiments.results_page import write_section
 
     if options.table:
         choice = Choice(options.data, options.scale, parse_seeds(options.seeds))
-        plan = read_plan(options.table, choice, (Path(options.runs), runs_of()))
+        plan = read_plan(options.table, choice, homes(Path(options.runs), recorded=True))
         record = record_table(plan, options.table, command_line("results", words))
         from experiments.table_plot import draw
 

@@ -1,12 +1,16 @@
-"""What the page of a retrieval run shows: numbers beside their floors, and what the model finds."""
+"""What the page of a retrieval run shows: numbers beside their floors, labels, and what the model finds."""
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from typing import Any
 
+from datamodules.errors import DataError
+from experiments.definitions import rankings
+from experiments.label_breakdown import breakdown
+from experiments.page import data_url
 from experiments.report_queries import shown_queries
+from experiments.run_shards import open_shards
 from experiments.runs import RunFolder
 from experiments.scoreboard import (
     COLUMNS,
@@ -21,29 +25,44 @@ from experiments.scoreboard import (
     same_queries,
     value_of,
 )
+from retrieval.errors import RetrievalError
 
 CUTOFFS = (10, 50, 100)
 
 
 def contents(folder: RunFolder, record: dict[str, Any]) -> dict[str, Any]:
-    """What templates/report.html.j2 wants beside the parts common to all pages."""
-    queries, problem = shown_queries(folder, record)
+    """What templates/retrieval.html.j2 wants beside the parts common to all pages."""
     levels = level_rows(record, "test")
+    cutoffs = _cutoffs(record)
+    by_level = _rows(record, LEVEL_COLUMNS, levels) if len(levels) > 1 else []
+    shown = _floor_rows(record, COLUMNS)
+    about_same = same_queries(record) if record.get("same") else ""
+    keys = [*COLUMNS, *cutoffs["keys"], "product - this", "recall@10", "found@10"]
     return {
         "columns": COLUMNS,
-        "floors": _floor_rows(record, COLUMNS),
+        "floors": shown,
         "level": LEVELS[record.get("level", "whole")],
         "level_columns": LEVEL_COLUMNS,
-        "levels": _rows(record, LEVEL_COLUMNS, levels) if len(levels) > 1 else [],
+        "levels": by_level,
         "level_note": level_note(record, "test"),
         "same_columns": SAME_COLUMNS,
         "same_floors": _floor_rows(record, SAME_COLUMNS),
-        "same_queries": same_queries(record) if record.get("same") else "",
-        "cutoffs": _cutoffs(record),
+        "same_queries": about_same,
+        "cutoffs": cutoffs,
         "graph": _graph(folder),
-        "queries": queries,
-        "problem": problem,
+        "rankings": rankings([row["label"] for row in (*shown, *by_level, *cutoffs["rows"])]),
+        "keys": [*keys, *(SAME_COLUMNS if about_same else ())],
+        **_looked_up(folder, record),
     }
+
+
+def _looked_up(folder: RunFolder, record: dict[str, Any]) -> dict[str, Any]:
+    """What wants the run's shards and lists beside its numbers; and why it is missing, if it is."""
+    try:
+        shards = open_shards(folder, record)
+        return {"labels": breakdown(folder, shards), "queries": shown_queries(folder, shards), "problem": ""}
+    except (DataError, RetrievalError, OSError) as problem:
+        return {"labels": None, "queries": [], "problem": str(problem)}
 
 
 def _floor_rows(record: dict[str, Any], columns: Sequence[str]) -> list[dict[str, Any]]:
@@ -69,12 +88,13 @@ def _cutoffs(record: dict[str, Any]) -> dict[str, Any]:
     columns = [f"{name}@{k}" for k in CUTOFFS for name in ("mAP", "mAR", "Prec")]
     kinds = {"official": "", "textbook": "textbook/", "image only": "image/", "text only": "text/"}
     kinds |= {"image → text": "image->text/", "text → image": "text->image/"}
+    there = {k: prefix for k, prefix in kinds.items() if all(prefix + column in record["test"] for column in columns)}
     rows = [
-        {"label": label, "cells": [f"{record['test'][prefix + c]:.4f}" for c in columns]}
-        for label, prefix in kinds.items()
-        if all(prefix + column in record["test"] for column in columns)
+        {"label": label, "cells": [f"{record['test'][prefix + column]:.4f}" for column in columns]}
+        for label, prefix in there.items()
     ]
-    return {"columns": columns, "rows": rows}
+    keys = [prefix + column for prefix in there.values() for column in columns]
+    return {"columns": columns, "rows": rows, "keys": keys}
 
 
 def _graph(folder: RunFolder) -> str:
@@ -83,4 +103,4 @@ def _graph(folder: RunFolder) -> str:
     As a picture, not as markup of the page: the names in it come from strangers.
     """
     file = folder.graph.with_suffix(".svg")
-    return "data:image/svg+xml;base64," + base64.b64encode(file.read_bytes()).decode() if file.is_file() else ""
+    return data_url("image/svg+xml", file.read_bytes()) if file.is_file() else ""

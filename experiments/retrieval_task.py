@@ -77,7 +77,7 @@ class RetrievalTask(Task):
     def page(self, folder: RunFolder, record: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         from experiments.retrieval_page import contents
 
-        return "report.html.j2", contents(folder, record)
+        return "retrieval.html.j2", contents(folder, record)
 
 
 TASK = RetrievalTask()

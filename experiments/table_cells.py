@@ -27,7 +27,7 @@ def mean_std(values: Sequence[float | None], digits: int = 4) -> Cell:
 
 def metric(row: Row, prefix: str, column: str) -> Cell:
     """A metric of metrics.json over the row's seeds; the product's is that of the row's `feature`, if it names one."""
-    prefix = prefix or _of_feature(row)
+    prefix = prefix or of_feature(row)
     return mean_std([value_of(record, SPLIT, prefix, column) for record in row.records])
 
 
@@ -41,14 +41,14 @@ def against_own(row: Row, prefix: str, column: str) -> Cell:
 def against_base(base: Row, row: Row, measure: str) -> Cell:
     """Base minus row, over the seeds that have finished in both."""
     seeds = {record["seed"] for record in base.records} & {record["seed"] for record in row.records}
-    names = [_of_feature(side) + measure for side in (base, row)]
+    names = [of_feature(side) + measure for side in (base, row)]
     return _paired(
         [(_scores(_run_of(base, seed), names[0]), _scores(_run_of(row, seed), names[1])) for seed in sorted(seeds)]
     )
 
 
-def _of_feature(row: Row) -> str:
-    """Where the numbers of a row's product embedding stand."""
+def of_feature(row: Row) -> str:
+    """What stands before the metrics of a row's product embedding: "", or the candidate that the row names."""
     return f"feature/{row.feature}/" if row.feature else ""
 
 

@@ -5,18 +5,19 @@ Black on white and greys, so that it can be printed. The same runs give the same
 
 from __future__ import annotations
 
+import io
 import statistics
 import textwrap
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from experiments.errors import UsageError, nearest
 from experiments.graph_picture import fonts_for
 from experiments.runs import atomic
 from experiments.scoreboard import value_of
-from experiments.table_cells import SPLIT
+from experiments.table_cells import SPLIT, of_feature
 from experiments.table_document import NOTHING, one_line
 from experiments.table_factor import Factor, numeric_factor
 from experiments.table_footnotes import footnotes
@@ -26,8 +27,9 @@ from experiments.table_rows import Plan, Row
 ENDINGS = (".png", ".svg")
 DPI = 160
 WIDTH, BAR_HEIGHT, AROUND = 6.4, 0.3, 1.3  # inches
+PAGE_WIDTH = 5.2
 LOG_FROM = 20  # the largest by the smallest value of a factor from which its axis is logarithmic
-TITLE_LETTERS, NOTE_LETTERS = 92, 118  # in a line
+LABEL_LETTERS, TITLE_LETTERS, NOTE_LETTERS = 36, 92, 118  # in a line
 CONFIDENCE = 0.95
 STYLE: Any = {"svg.hashsalt": "table", "svg.fonttype": "none", "font.size": 9, "hatch.linewidth": 0.6}
 
@@ -63,14 +65,24 @@ def draw(plan: Plan, file: Path, metric: str | None = None) -> list[Path]:
     """
     metric = metric or plan.columns[0]
     _check(plan, metric)
-    notes, marks = footnotes(plan)
-    means = [mean_of(row, metric, superscript(mark)) for row, mark in zip(plan.rows, marks, strict=True)]
-    factor = numeric_factor(plan.rows)
     files = [file] if file.suffix else [file.with_name(file.name + ending) for ending in ENDINGS]
     for path in files:
-        with atomic(path) as temporary:
-            _save(plan, means, factor, metric, notes, temporary)
+        with atomic(path) as temporary, temporary.open("wb") as target:
+            _save(plan, metric, target, path.suffix[1:])
     return files
+
+
+def picture(plan: Plan, metric: str) -> bytes:
+    """The same as the content of an SVG file for a page, which has the title already and may be narrow."""
+    buffer = io.BytesIO()
+    _save(plan._replace(title=""), metric, buffer, "svg", PAGE_WIDTH)
+    return buffer.getvalue()
+
+
+def means(plan: Plan, metric: str) -> list[Mean]:
+    """What is drawn of each row."""
+    marks = footnotes(plan)[1]
+    return [mean_of(row, metric, superscript(mark)) for row, mark in zip(plan.rows, marks, strict=True)]
 
 
 def mean_of(row: Row, metric: str, marks: str = "") -> Mean:
@@ -78,7 +90,7 @@ def mean_of(row: Row, metric: str, marks: str = "") -> Mean:
 
     A row of which one run lacks the metric has no mean: never averaged over what happens to be there.
     """
-    found = [value_of(record, SPLIT, "", metric) for record in row.records]
+    found = [value_of(record, SPLIT, of_feature(row), metric) for record in row.records]
     values = [value for value in found if value is not None]
     label = one_line(row.label)
     if not values or len(values) < len(found):
@@ -99,38 +111,37 @@ def _check(plan: Plan, metric: str) -> None:
         raise UsageError(f"--metric {metric}: {nearest(metric, known)}")
 
 
-def _save(
-    plan: Plan, means: Sequence[Mean], factor: Factor | None, metric: str, notes: Sequence[str], file: Path
-) -> None:
+def _save(plan: Plan, metric: str, target: BinaryIO, kind: str, width: float = WIDTH) -> None:
     import matplotlib
     from matplotlib.figure import Figure  # not pyplot, which keeps figures and settings of its own
 
-    letters = "".join(sorted(set("".join([plan.title, *(mean.label for mean in means)]))))
+    drawn, factor, notes = means(plan, metric), numeric_factor(plan.rows), footnotes(plan)[0]
+    letters = "".join(sorted(set("".join([plan.title, *(mean.label for mean in drawn)]))))
     with matplotlib.rc_context(STYLE | {"font.family": fonts_for(letters)[0]}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # boxes in the PNG; the SVG holds the letters
-        height = 3.6 if factor else AROUND + BAR_HEIGHT * len(means)
+        height = 3.6 if factor else AROUND + BAR_HEIGHT * len(drawn)
         height += 0.3 * len(notes)
-        figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor="white")
+        figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
         axes = figure.subplots()
-        title = textwrap.fill(plan.title, TITLE_LETTERS)
-        figure.suptitle(title, x=0.01, ha="left", fontsize=9, parse_math=False)
+        if plan.title:
+            title = textwrap.fill(plan.title, TITLE_LETTERS)
+            figure.suptitle(title, x=0.01, ha="left", fontsize=9, parse_math=False)
         shown = f"{metric} ({SPLIT}), mean over seeds and its 95 % interval"
         if factor:
-            _curve(axes, means, factor)
+            _curve(axes, drawn, factor)
             axes.set_ylabel(shown.replace(", ", ",\n"))
             axes.set_xlabel(factor.key)
         else:
             base = plan.rows.index(plan.base) if plan.base else None
-            _bars(axes, means, base)
-            axes.set_xlabel(shown)
+            _bars(axes, drawn, base)
+            axes.set_xlabel(shown if width == WIDTH else shown.replace(", ", ",\n"))
         if notes:
             texts = [f"{superscript([number])} {note.replace('`', '')}" for number, note in enumerate(notes, 1)]
             below = "\n".join(line for text in texts for line in textwrap.wrap(text, NOTE_LETTERS))
             figure.supxlabel(below, x=0.01, ha="left", fontsize=7, parse_math=False)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
-        kind = file.suffix[1:]
-        figure.savefig(file, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)
+        figure.savefig(target, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)
 
 
 def _bars(axes: Any, means: Sequence[Mean], base: int | None) -> None:
@@ -155,7 +166,8 @@ def _bars(axes: Any, means: Sequence[Mean], base: int | None) -> None:
             fontsize=8,
             annotation_clip=False,
         )
-    axes.set_yticks(range(len(means)), [mean.label for mean in means])
+    wrapped = ["\n".join(textwrap.wrap(mean.label, LABEL_LETTERS, max_lines=2, placeholder="…")) for mean in means]
+    axes.set_yticks(range(len(means)), wrapped)
     for label in axes.get_yticklabels():
         label.set_parse_math(False)
     axes.set_ylim(len(means) - 0.4, -0.6)

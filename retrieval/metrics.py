@@ -123,7 +123,7 @@ def scores_of(seen: Relevance, index_QK: np.ndarray, ks: Sequence[int], protocol
         else:
             ap_Q, precision_Q = _official_ap_precision(seen, num_ranks)
             ar_Q = _official_recall(seen, num_ranks, last_label_only=protocol == "official-2022-04-20")
-        coverage_Q = _ratio((_got(seen, num_ranks) > 0).sum(1), seen.num_labels)
+        coverage_Q = _ratio((items_got(seen, num_ranks) > 0).sum(1), seen.num_labels)
         for name, score_Q in (("mAP", ap_Q), ("mAR", ar_Q), ("Prec", precision_Q), ("coverage", coverage_Q)):
             scores[f"{name}@{num_ranks}"] = np.where(seen.unscorable_Q, 0.0, score_Q)
     return QueryScores(protocol, scores, seen.unscorable_Q)
@@ -136,12 +136,25 @@ def _official_ap_precision(seen: Relevance, num_ranks: int) -> tuple[np.ndarray,
     return _ratio(precision_sum_Q, hits_Q), _ratio(hits_Q, k_Q)
 
 
-def _official_recall(seen: Relevance, num_ranks: int, last_label_only: bool) -> np.ndarray:
+def label_recall(seen: Relevance, num_ranks: int) -> np.ndarray:
+    """What official AR@N averages, float64 Q x L: min(got, expected) / expected of each of a query's labels."""
     mentions_Q = seen.times_QL.sum(1)
     each_Q = num_ranks // np.maximum(mentions_Q, 1)
     expected_QL = np.minimum(seen.times_QL * each_Q[:, None], seen.stock_QL)
-    got_QL = np.minimum(_got(seen, num_ranks), expected_QL)
-    recall_QL = _ratio(got_QL, expected_QL)  # nothing expected: 0, and then nothing is expected of any label
+    got_QL = np.minimum(items_got(seen, num_ranks), expected_QL)
+    return _ratio(got_QL, expected_QL)  # nothing expected: 0, and then nothing is expected of any label
+
+
+def items_got(seen: Relevance, num_ranks: int) -> np.ndarray:
+    """Items of each of the query's labels among the first N, int64 Q x L."""
+    num_queries, num_slots = seen.times_QL.shape
+    row, column = np.nonzero(seen.slot_QK[:, :num_ranks] >= 0)
+    flat = row * num_slots + seen.slot_QK[row, column]
+    return np.bincount(flat, minlength=num_queries * num_slots).reshape(num_queries, num_slots)
+
+
+def _official_recall(seen: Relevance, num_ranks: int, last_label_only: bool) -> np.ndarray:
+    recall_QL = label_recall(seen, num_ranks)
     if last_label_only:
         recall_QL = np.where(_retrieved_last(seen, num_ranks), recall_QL, 0.0)
     recall_Q = _ratio(recall_QL.sum(1), seen.num_labels)
@@ -157,7 +170,7 @@ def _textbook_ap_precision(seen: Relevance, num_ranks: int) -> tuple[np.ndarray,
 def _textbook_recall(seen: Relevance, num_ranks: int) -> np.ndarray:
     share_QL = _ratio(seen.times_QL, seen.times_QL.sum(1)[:, None])
     expected_QL = np.minimum(np.maximum(np.rint(share_QL * num_ranks), 1), seen.stock_QL)
-    recall_QL = np.minimum(_ratio(_got(seen, num_ranks), expected_QL), 1.0)
+    recall_QL = np.minimum(_ratio(items_got(seen, num_ranks), expected_QL), 1.0)
     return _ratio(recall_QL.sum(1), seen.num_labels)
 
 
@@ -167,14 +180,6 @@ def _precision_sum(seen: Relevance, k_Q: np.ndarray) -> tuple[np.ndarray, np.nda
     hit_QK = (seen.slot_QK >= 0) & (rank_K <= k_Q[:, None])
     precision_QK = np.where(hit_QK, hit_QK.cumsum(1) / rank_K, 0.0)
     return precision_QK.sum(1), np.count_nonzero(hit_QK, axis=1)
-
-
-def _got(seen: Relevance, num_ranks: int) -> np.ndarray:
-    """Items of each of the query's labels among the first N, int64 Q x L."""
-    num_queries, num_slots = seen.times_QL.shape
-    row, column = np.nonzero(seen.slot_QK[:, :num_ranks] >= 0)
-    flat = row * num_slots + seen.slot_QK[row, column]
-    return np.bincount(flat, minlength=num_queries * num_slots).reshape(num_queries, num_slots)
 
 
 def _retrieved_last(seen: Relevance, num_ranks: int) -> np.ndarray:

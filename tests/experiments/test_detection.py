@@ -187,7 +187,7 @@ def test_validate_prints_both_kinds_of_pictures(
 
 def test_the_page_shows_numbers_curves_and_configuration(detection_run: Path, tmp_path: Path) -> None:
     page = write_report(detection_run, str(tmp_path / "page.html")).read_text()
-    for wanted in ("Products found", "pasted, held-out cut-outs", "recall@36", "class_path", "Environment"):
+    for wanted in ("Products found", "pasted, held-out cut-outs", "recall@36", "class_path", "Data and environment"):
         assert wanted in page
     assert "TF-IDF" not in page
     assert page.count("<svg") == 2

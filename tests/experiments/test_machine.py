@@ -125,6 +125,7 @@ def test_make_help_has_one_line_per_target() -> None:
         (["data", "DATA=synthetic", "OUT=o"], "data build 'synthetic'  --out 'o'"),
         (["table", "TABLE=spine"], "table --table 'spine'"),
         (["report", "RUN=runs/x"], "report --run 'runs/x'"),
+        (["report", "TABLE=spine", "DATA=grocery", "SEEDS=0"], "report --table 'spine' --data 'grocery' --seeds '0'"),
         (["test"], 'pytest -m "not slow"'),
         (["doctor"], "python3 -m experiments doctor"),
     ],

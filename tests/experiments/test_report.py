@@ -5,30 +5,23 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from html.parser import HTMLParser
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from datamodules.shard_folder import ShardFolder
 from experiments.cli import main
+from experiments.definitions import define
 from experiments.instance_files import read_instances
 from experiments.report import write_report
 from experiments.report_queries import COLOURS, HITS_SHOWN, _crop
+from tests.experiments.page_reader import PageReader
 
+ROOT = Path(__file__).parents[2]
 ATTACK = '<script>alert("x")</script>'
-
-
-class Tags(HTMLParser):
-    """Start tags with their attributes."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
 
 
 @pytest.fixture
@@ -49,9 +42,11 @@ def test_it_shows_numbers_floors_curves_queries_and_configuration(page: str) -> 
     assert "The identical product" in page
     assert "same/Prec@10" in page
     assert page.count("<svg") == 2
+    assert [line for line in page.splitlines() if "<svg" in line and "aria-label" not in line] == []
     assert "Queries read as one" not in page
+    assert len(page) < 1_000_000
     assert 'class="strip"' not in page
-    tags = Tags(page).found
+    tags = PageReader(page).tags
     pictures = [attributes["src"] for tag, attributes in tags if tag == "img"]
     assert len(pictures) >= 6 * 5
     assert all(str(source).startswith("data:image/jpeg;base64,") for source in pictures)
@@ -59,12 +54,48 @@ def test_it_shows_numbers_floors_curves_queries_and_configuration(page: str) -> 
 
 
 def test_it_needs_no_network_and_fits_phone_and_dark_mode(page: str) -> None:
-    tags = Tags(page).found
+    tags = PageReader(page).tags
     assert [tag for tag, _ in tags if tag in ("script", "link", "iframe")] == []
     assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", page)
-    assert "url(http" not in page
+    assert not re.search(r"""url\(\s*["']?(https?:)?//""", page)
     assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in tags
-    assert "color-scheme: light dark" in page
+    assert "prefers-color-scheme: dark" in page
+
+
+def test_every_metric_it_shows_leads_to_its_definition(page: str) -> None:
+    reader = PageReader(page)
+    places = {attributes["id"] for _, attributes in reader.tags if "id" in attributes}
+    links = {str(attributes["href"]).removeprefix("#") for attributes in reader.attributes("a")}
+    assert links <= places
+    heads = {cell for table in reader.tables for cell in table[0] if "@" in cell}
+    curves = {f"val/{key}" for key in ("mAP@10", "mAR@10") if f"val/{key}" in page}
+    shown = {f"{prefix}{key}" for key in heads for prefix in ("", "textbook/") if "/" not in key and key[0] in "mP"}
+    assert len(heads) >= 13
+    assert {"recall@10", "found@10", "same/Prec@10"} <= heads
+    for key in heads | curves | shown:
+        found = define(key)
+        assert found is not None, key
+        assert found.anchor in places, key
+        assert found.words in reader.text
+        assert found.formula in reader.text
+
+
+def test_it_says_which_labels_are_found_and_which_are_taken_for_each_other(page: str, run: Path, shards: Path) -> None:
+    tables = PageReader(page).tables
+    best, worst = ({row[0]: float(row[3]) for row in table[1:]} for table in tables if table[0][0] == "label")
+    assert not set(best) & set(worst)
+    assert list(best.values()) == sorted(best.values(), reverse=True)
+    assert list(worst.values()) == sorted(worst.values())
+    labels_of = {row.id: row.labels for split in ("test", "gallery") for row in ShardFolder(shards).annotations(split)}
+    first, same = (table[1] for table in tables if table[0][0] == "wanted")
+    for (wanted, came, *counts), file, depth in ((first, "test.txt", 10), (same, "test-same.txt", 1)):
+        lists = [line.split(",") for line in (run / "rankings" / file).read_text().splitlines()]
+        naming = [(query, hits[:depth]) for query, *hits in lists if wanted in labels_of[query]]
+        missing = [{labels_of[hit][0] for hit in hits} for _, hits in naming]
+        missing = [labels for labels in missing if wanted not in labels]
+        both = [labels for labels in missing if came in labels]
+        assert list(map(int, counts)) == [len(both), len(missing), len(naming)]
+        assert len(both) >= 2
 
 
 @pytest.fixture
@@ -103,7 +134,7 @@ def test_queries_are_shown_with_their_boxes_and_the_hits_of_each(by_instance: Pa
     text = write_report(by_instance, str(tmp_path / "page.html")).read_text()
     instances = read_instances(by_instance / "rankings", "test")
     shown = list(instances.values())[:10]
-    tags = Tags(text).found
+    tags = PageReader(text).tags
     strips = [attributes for tag, attributes in tags if attributes.get("class") == "strip"]
     assert len(strips) == sum(map(len, shown))
     assert strips[1]["style"] == f"--box: {COLOURS[0]}"
@@ -132,8 +163,8 @@ def test_the_crop_of_a_box_is_never_empty() -> None:
 
 def test_the_page_has_the_table_of_levels(by_instance: Path, tmp_path: Path) -> None:
     text = write_report(by_instance, str(tmp_path / "page.html")).read_text()
-    (table,) = re.findall(r"<h2>Queries read as one and by instance.*?</table>", text, flags=re.S)
-    rows = [re.findall(r"<td>(.*?)</td>", row) for row in table.split("<tr>")][2:]
+    (table,) = re.findall(r"<h2 id=\"levels\">Queries read as one and by instance.*?</table>", text, flags=re.S)
+    rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in table.split("<tr>")][2:]
     assert [row[0] for row in rows] == ["detected boxes (product)", "whole picture", "true boxes"]
     assert rows[1][1].endswith("<br><small>+0.050 [+0.040, +0.060]</small>")
     assert len(rows[1]) == 1 + 3
@@ -175,3 +206,11 @@ def test_the_command_prints_where_the_page_is(
     printed = Path(capsys.readouterr().out.strip())
     assert printed == Path("reports") / f"{run.name}.html"
     assert printed.is_file()
+
+
+def test_no_torch_is_imported(run: Path, tmp_path: Path) -> None:
+    words = ["report", "--run", str(run), "--out", str(tmp_path / "page.html")]
+    code = "import sys; from experiments.cli import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "TF-IDF" in (tmp_path / "page.html").read_text()

@@ -61,6 +61,22 @@ def test_a_number_one_seed_lacks_is_not_averaged() -> None:
     assert mean_of(row("x", []), "mAP@10").mean is None
 
 
+def test_a_row_of_one_feature_is_drawn_by_its_numbers() -> None:
+    shown = row("x", [0.5])
+    shown.records[0]["test"]["feature/concat/mAP@10"] = 0.25
+    assert mean_of(shown._replace(feature="concat"), "mAP@10").mean == 0.25
+    assert mean_of(shown._replace(feature="other"), "mAP@10").mean is None
+
+
+def test_long_labels_leave_room_for_the_bars(tmp_path: Path) -> None:
+    long = Plan([row("an-unbroken-label-" * 12, [0.5, 0.6]), row("word " * 40, [0.4])], "Long")
+    (file,) = draw(long, tmp_path / "plot.svg")
+    assert "0.550" in texts(file)
+    lines = texts(file).splitlines()
+    assert max(len(line) for line in lines if "label" in line or "word" in line) <= 36
+    assert [line[-1] for line in lines].count("…") == 2
+
+
 def test_bars_say_what_is_missing_and_what_is_single(tmp_path: Path) -> None:
     assert draw(bars(), tmp_path / "plot.svg") == [tmp_path / "plot.svg"]
     shown = texts(tmp_path / "plot.svg").splitlines()
