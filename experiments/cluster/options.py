@@ -55,10 +55,14 @@ class ClusterOptions:
             name: Of the jobs, as the queue shows it.
             jobs: At work at the same time.
         """
-        common = {"nodes": self.nodes, "tasks_per_node": self.tasks_per_node, "timeout_min": self.time_min}
+        common: dict[str, Any] = {
+            "nodes": self.nodes,
+            "tasks_per_node": self.tasks_per_node,
+            "timeout_min": self.time_min,
+        }
         common |= {"gpus_per_node": self.gpus_per_node, "cpus_per_task": self.cpus_per_task, "mem_gb": self.mem_gb}
-        own = ("partition", "account", "qos", "constraint", "exclude", "gres", "exclusive", "signal_delay_s")
-        own += ("setup", "srun_args", "additional_parameters")
+        own = ["partition", "account", "qos", "constraint", "exclude", "gres", "exclusive", "signal_delay_s"]
+        own += ["setup", "srun_args", "additional_parameters"]
         slurm = {f"slurm_{key}": getattr(self, key) for key in own}
         slurm |= {"slurm_array_parallelism": jobs}
         wanted = {"name": name, "local_setup": self.setup, **common, **slurm}
