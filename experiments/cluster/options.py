@@ -66,7 +66,7 @@ class ClusterOptions:
         slurm = {f"slurm_{key}": getattr(self, key) for key in own}
         slurm |= {"slurm_array_parallelism": jobs}
         wanted = {"name": name, "local_setup": self.setup, **common, **slurm}
-        return {key: value for key, value in wanted.items() if value not in (None, [], {})}
+        return {key: value for key, value in wanted.items() if value not in (None, [], {}) and value is not False}
 
 
 _TYPES = get_type_hints(ClusterOptions)
