@@ -137,13 +137,18 @@ def read_plan(name: str, choice: Choice = AS_IN_FILE, home: Path = RUNS) -> Plan
     )
 
 
+def table_files() -> dict[str, Path]:
+    """Names and files of all tables."""
+    return {file.stem: file for file in sorted((HOME / "ablations").glob("*.yaml"))}
+
+
 def open_table(name: str, choice: Choice = AS_IN_FILE) -> TableFile:
     """The file of a table by its name.
 
     Raises:
         UsageError: If there is no such table, or its file is wrong as far as that can be told without its runs.
     """
-    files = {file.stem: file for file in sorted((HOME / "ablations").glob("*.yaml"))}
+    files = table_files()
     if name not in files:
         raise UsageError(f"unknown table {name!r}: {nearest(name, files)}")
     content = read_file(files[name])
