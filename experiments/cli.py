@@ -12,6 +12,7 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from experiments.errors import UsageError, nearest
@@ -33,6 +34,7 @@ COMMANDS = {
     "ablate": "run what is missing of a table: its rows × seeds, one process per run",
     "table": "table and plot from the metrics.json of several runs: Markdown, LaTeX, CSV, PNG, SVG",
     "report": "one static HTML page of a run",
+    "sync": "upload to W&B what runs have logged offline, each once and in order",
     "bench": "throughput and memory of loader, training step and search",
     "doctor": "versions, devices, vendor imports, and the remedy for what is broken",
     "demo": "shards, training, evaluation, table and report on the embedded catalogue",
@@ -98,7 +100,7 @@ def _dispatch(command: str, words: list[str]) -> int | None:
         return run_command(command, RUN_COMMANDS[command], words)
     handlers = {"eval": _eval, "data": _data, "score": _score, "table": _table, "report": _report}
     handlers |= {"import-official": _import_official, "bench": _bench, "doctor": _doctor, "demo": _demo}
-    handlers |= {"ablate": _ablate}
+    handlers |= {"ablate": _ablate, "sync": _sync}
     return handlers[command](words)
 
 
@@ -164,6 +166,12 @@ def _ablate(words: list[str]) -> int:
     return ablate_command(COMMANDS["ablate"], words)
 
 
+def _sync(words: list[str]) -> int:
+    from experiments.wandb_sync import sync_command
+
+    return sync_command(COMMANDS["sync"], words)
+
+
 def _table(words: list[str]) -> None:
     from experiments.table_forms import add_form_arguments, chosen_form, chosen_plot
 
@@ -184,12 +192,20 @@ def _table(words: list[str]) -> None:
 
     runs, choice = [Path(run) for run in options.runs], Choice(options.data, options.scale, parse_seeds(options.seeds))
     command, home = command_line("table", words), Path(options.home)
-    text = make_table(runs, options.table, command, choice, home, form, plot, options.metric)
+    make = partial(make_table, runs, options.table, command, choice, home)
+    text = make(form, plot, options.metric)
     if options.out:
         from experiments.runs import write_text
 
         write_text(Path(options.out), text)
     print(text, end="")
+    if options.wandb:
+        from experiments.wandb_artifacts import log_table
+        from experiments.wandb_labels import table_folder
+
+        folder, forms = table_folder(home, options.table or "runs", choice), {"md": "md", "tex": "latex", "csv": "csv"}
+        texts = {ending: text if name == form else make(name) for ending, name in forms.items()}
+        log_table(folder, options.table or "runs", texts, plot, command)
 
 
 def _report(words: list[str]) -> None:

@@ -16,11 +16,14 @@ from experiments.history_logger import History
 from experiments.output import say
 from experiments.progress import all_skipped
 from experiments.record import Outcome, assemble, write_config, write_results
-from experiments.runs import RunFolder, config_hash, git_state
+from experiments.runs import RunFolder
 
 
-def train(composition: Composition, run: RunFolder, command: str) -> dict[str, Any]:
+def train(composition: Composition, run: RunFolder, command: str, table: str | None = None) -> dict[str, Any]:
     """Train, test and record. An interrupted run goes on after its last finished interval.
+
+    Args:
+        table: The table the run is made for, if any: its group in W&B.
 
     Returns:
         The content of metrics.json.
@@ -29,7 +32,7 @@ def train(composition: Composition, run: RunFolder, command: str) -> dict[str, A
     resume = run.last if run.last.is_file() else None
     engine = build(composition, run)
     _check(engine)
-    engine.trainer.loggers = _loggers(composition, run, resume)  # only now: a refused run leaves none behind
+    engine.trainer.loggers = _loggers(composition, run, resume, table)  # only now: a refused run leaves none behind
     write_config(run, composition, engine.config)
     untrained = _before_training(engine, again=resume is not None) if composition.task.has_untrained_floor else None
     if resume:
@@ -40,20 +43,16 @@ def train(composition: Composition, run: RunFolder, command: str) -> dict[str, A
     if machine.rank() == 0:
         write_results(run, record)
         composition.task.log_results(engine, run, record)
+        wandb_logger.log_record(engine.trainer.loggers, record)
         wandb_logger.close(engine.trainer.loggers)
     return record
 
 
-def _loggers(composition: Composition, run: RunFolder, resume: Path | None) -> list[Any]:
+def _loggers(composition: Composition, run: RunFolder, resume: Path | None, table: str | None) -> list[Any]:
     step = None
     if resume:
         step = int(torch.load(resume, map_location="cpu", weights_only=True, mmap=True)["global_step"])
-    loggers: list[Any] = [History(run.history, step)]
-    if composition.config["trainer"].get("logger") is not False:
-        about = {"git": git_state(), "config_hash": config_hash(composition), "scale": composition.scale}
-        about |= {"experiment": composition.experiment, "data": composition.data.name}
-        loggers += wandb_logger.open_logger(run, {**about, **composition.config})
-    return loggers
+    return [History(run.history, step), *wandb_logger.open_logger(run, composition, step, table)]
 
 
 def _check(engine: Engine) -> None:

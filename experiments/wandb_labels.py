@@ -7,11 +7,13 @@ that was typed by hand is found beside those of `ablate`, and one that several t
 from __future__ import annotations
 
 import hashlib
+import re
+from pathlib import Path
 from typing import NamedTuple
 
 from experiments.config import Composition
 from experiments.runs import config_hash
-from experiments.table_rows import DEFAULTS, compose_row, table_files, read_file
+from experiments.table_rows import DEFAULTS, Choice, compose_row, read_file, table_files
 
 TAG_LENGTH = 64  # W&B refuses longer ones
 DIGEST_LENGTH = 6
@@ -66,6 +68,13 @@ def _resolves_to(entry: dict[str, object], composition: Composition, wanted: str
         return config_hash(compose_row({**entry, **same_place}, composition.seed)) == wanted
     except ValueError:  # the row wants what this data does not have, a region set say
         return False
+
+
+def table_folder(home: Path, table: str, choice: Choice) -> Path:
+    """Where W&B's files of a table go, below the runs; with other data, scale or seeds it is another table."""
+    words = [table, choice.data, choice.scale, choice.seeds and f"seeds {' '.join(map(str, choice.seeds))}"]
+    name = "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", Path(str(word)).name) for word in words if word)
+    return home / "tables" / name
 
 
 def shorten(text: str, length: int = TAG_LENGTH) -> str:

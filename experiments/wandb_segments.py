@@ -65,7 +65,9 @@ def read_records(log: Path) -> Iterator[tuple[int, Any]]:
         End of the record in bytes from the start of the file, and the record, a `wandb_internal_pb2.Record`.
     """
     from google.protobuf.message import DecodeError
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto import wandb_internal_pb2
+
+    parse: Any = getattr(wandb_internal_pb2, "Record").FromString  # noqa: B009  (made at run time)
 
     content = log.read_bytes()
     if not content.startswith(FILE_HEADER):
@@ -77,7 +79,7 @@ def read_records(log: Path) -> Iterator[tuple[int, Any]]:
         parts.append(data)
         if kind in (FULL, LAST):
             try:
-                yield end, Record.FromString(b"".join(parts))
+                yield end, parse(b"".join(parts))
             except DecodeError:
                 return
             parts = []
