@@ -6,6 +6,7 @@ Exit codes: 0 done; 2 wrong usage, configuration or missing input (one line, no 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -25,6 +26,7 @@ RUN_COMMANDS = {
     "predict": "write the embeddings of test queries and gallery, or the regions a detector finds",
 }
 STOPPED = 128 + signal.SIGTERM  # as a shell says it
+FULL = (errno.ENOSPC, errno.EDQUOT)  # no space left on the device, or of the quota
 COMMANDS = {
     **RUN_COMMANDS,
     "eval": "re-evaluate a run's best checkpoint, or a model that needs no training",
@@ -62,10 +64,22 @@ def main(argv: Sequence[str]) -> int:
         if stopped_from_outside(problem):
             print("stopped by SIGTERM; a training goes on after its last finished interval", file=sys.stderr)
             return STOPPED
+        if isinstance(problem, OSError) and problem.errno in FULL:
+            print(f"error: {full_disk(problem)}", file=sys.stderr)
+            return 1
         if not is_user_error(problem):
             raise
         print(f"error: {one_line(problem)}", file=sys.stderr)
         return 2
+
+
+def full_disk(problem: OSError) -> str:
+    """What is lost by a full disk, and what is not."""
+    where = f"{problem.filename}: " if problem.filename else ""
+    return (
+        f"{where}{problem.strerror}; what was written before is kept. Make room and give the same command again: "
+        "a training goes on after its last finished interval, one that was trained to the end is only evaluated"
+    )
 
 
 def stopped_from_outside(problem: BaseException | None) -> bool:

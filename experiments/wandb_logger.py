@@ -23,6 +23,7 @@ from experiments.wandb_segments import STEP, segments, told_already, trim
 
 PROJECT = "instance-product-retrieval"
 FINISH_SECONDS = 600.0  # the longest wait for an upload; what is not up by then is on disk, for `wandb sync`
+GRACE_SECONDS = 30.0  # W&B gives up by itself after the former, if it still can
 JobType = Literal["training", "evaluation", "table"]
 COSTS = ("steps", "parameters", "train_seconds", "samples_per_second", "embedding_ms_per_item", "unscorable")
 
@@ -176,15 +177,15 @@ def close(loggers: Sequence[Any]) -> None:
         finish(experiment)
 
 
-def finish(experiment: Any, seconds: float = FINISH_SECONDS) -> None:
+def finish(experiment: Any, seconds: float = FINISH_SECONDS + GRACE_SECONDS) -> None:
     """End a run of W&B's. One that hangs is left, with its process, which would hold up the end of ours."""
     thread = threading.Thread(
         target=guarded, args=("did not finish in order", experiment.finish), name="wandb finish", daemon=True
     )
     thread.start()
-    thread.join(seconds + 30)  # W&B itself gives up after FINISH_SECONDS, if it still can
+    thread.join(seconds)
     if thread.is_alive():
-        say(f"W&B did not finish within {seconds + 30:.0f} s and is left; `make sync` uploads what it has on disk")
+        say(f"W&B did not finish within {seconds:.0f} s and is left; `make sync` uploads what it has on disk")
         guarded("cannot be stopped", _stop_service)
 
 
