@@ -213,6 +213,8 @@ def read_file(file: Path) -> dict[str, Any]:
     """The content of a table's file, checked as far as it can be without its runs."""
     content = yaml.load(file.read_text(encoding="utf-8"), Loader)
     _check_keys(content, KEYS, file)
+    if not isinstance(content.get("rows") or [], list):
+        raise UsageError(f"{file}: rows: expected a list of rows such as {{label: all}}, got {content['rows']!r}")
     for entry in content.get("rows") or []:
         _check_keys(entry, ROW_KEYS, file)
         if "label" not in entry:

@@ -11,6 +11,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+import yaml
+
 from experiments.config import Composition
 from experiments.runs import config_hash
 from experiments.table_rows import DEFAULTS, Choice, compose_row, read_file, table_files
@@ -49,7 +51,7 @@ def rows_of(composition: Composition) -> list[tuple[str, str]]:
     for file in table_files().values():
         try:
             content = read_file(file)
-        except ValueError:
+        except (ValueError, yaml.YAMLError):
             continue
         for row in content["rows"]:
             entry = {**DEFAULTS, **content, **row}

@@ -146,10 +146,14 @@ def _prepare(run: RunFolder, step: int | None) -> set[tuple[int, str]]:
 def log_record(loggers: Sequence[Any], record: Mapping[str, Any]) -> None:
     """The numbers of metrics.json as the run's summary: those of the checkpoint that was tested, not the last ones."""
     summary = summary_of(record)
-    for experiment in experiments_of(loggers):
-        guarded("takes no summary", partial(experiment.summary.update, summary))
+
+    def tell(experiment: Any) -> None:
+        experiment.summary.update(summary)
         if "parameters" in summary:  # those that are trained are known only after training has been set up
-            guarded("takes no summary", partial(experiment.config.update, {"parameters": summary["parameters"]}))
+            experiment.config.update({"parameters": summary["parameters"]})
+
+    for experiment in experiments_of(loggers):
+        guarded("takes no summary", partial(tell, experiment))
 
 
 def summary_of(record: Mapping[str, Any]) -> dict[str, float]:

@@ -46,7 +46,14 @@ sys.exit(main(sys.argv[1:]))
 
 
 def offline(patch: pytest.MonkeyPatch) -> None:
-    for name in ("WANDB_API_KEY", "WANDB_PROJECT", "WANDB_RUN_GROUP", "WANDB_SWEEP_ID", "WANDB_BASE_URL"):
+    for name in (
+        "WANDB_SERVICE",
+        "WANDB_API_KEY",
+        "WANDB_PROJECT",
+        "WANDB_RUN_GROUP",
+        "WANDB_SWEEP_ID",
+        "WANDB_BASE_URL",
+    ):
         patch.delenv(name, raising=False)
     patch.setenv("WANDB_MODE", "offline")
 
