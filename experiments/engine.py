@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from experiments.config import Composition
 from experiments.errors import UsageError
+from experiments.history_logger import StepLabels
 from experiments.progress import IntervalLine, ThroughputBar
 from experiments.randomness import RandomState
 from experiments.runs import RunFolder
@@ -45,7 +46,7 @@ def build(composition: Composition, run: RunFolder) -> Engine:
     throughput = Throughput()
     config, task = composition.config, composition.task
     line = IntervalLine(throughput, task.interval_metrics)
-    extra: list[Any] = [throughput, line, RandomState(), *task.callbacks(), _last_checkpoint(run)]
+    extra: list[Any] = [throughput, line, RandomState(), StepLabels(), *task.callbacks(), _last_checkpoint(run)]
     if config["trainer"].get("enable_progress_bar") is not False:
         extra.append(ThroughputBar(throughput))
     try:

@@ -144,6 +144,13 @@ def test_the_segments_of_a_run_are_its_history_without_repeats(interrupted: Path
     assert len({point[:2] for point in points}) == len(points)
 
 
+def test_a_run_that_went_on_logs_at_the_steps_of_one_that_was_not_stopped(interrupted: Path, run: Path) -> None:
+    def validated(folder: Path) -> list[float]:
+        return [row["step"] for row in read_history(folder / "history.jsonl") if "val/mAP@10" in row]
+
+    assert validated(interrupted) == validated(run) == [0, 2, 5]
+
+
 def test_both_segments_say_what_the_run_is(interrupted: Path) -> None:
     for segment in segments(interrupted):
         (run,) = (r.run for _, r in read_records(segment.log) if r.WhichOneof("record_type") == "run")
