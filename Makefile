@@ -13,7 +13,7 @@ chosen = $(call option,--exp,$(EXP)) $(call option,--data,$(DATA)) $(call option
 table_choice = $(call option,--data,$(DATA)) $(call option,--scale,$(SCALE)) $(call option,--seeds,$(SEEDS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all data train regions eval ablation table results report bench doctor lint
+.PHONY: help setup demo test test-all data train regions eval ablation table results report sync bench doctor lint
 
 help: ## this list
 	@awk '/^[a-z-]+:.*## / {name = $$1; sub(":.*", "", name); sub(".*## ", ""); printf "  make %-9s %s\n", name, $$0}' Makefile
@@ -57,14 +57,17 @@ eval: setup ## evaluate again: RUN=runs/<run_id> [DATA=…], or as built, nothin
 ablation: setup ## run what is missing of a table: TABLE=<name> [DATA=…] [SCALE=…] [SEEDS=0,1,2] [ROWS=a,b] [JOBS=n] [DRY=1] [LAUNCH=slurm CLUSTER=<file>]
 	@$(CLI) ablate $(if $(TABLE),'$(TABLE)') $(table_choice) $(call option,--rows,$(ROWS)) $(call option,--jobs,$(JOBS)) $(call option,--launch,$(LAUNCH)) $(call option,--cluster,$(CLUSTER)) $(if $(filter-out 0,$(DRY)),--dry) $(ARGS)
 
-table: setup ## table of runs: TABLE=<name> [DATA=…] [SCALE=…] [SEEDS=…], or RUNS="runs/a runs/b" [OUT=file.md|.tex|.csv] [PLOT=file.png|.svg]
-	@$(CLI) table $(call option,--table,$(TABLE)) $(table_choice) $(call option,--out,$(OUT)) $(call option,--plot,$(PLOT)) $(RUNS) $(ARGS)
+table: setup ## table of runs: TABLE=<name> [DATA=…] [SCALE=…] [SEEDS=…], or RUNS="runs/a runs/b" [OUT=file.md|.tex|.csv] [PLOT=file.png|.svg] [WANDB=1]
+	@$(CLI) table $(call option,--table,$(TABLE)) $(table_choice) $(call option,--out,$(OUT)) $(call option,--plot,$(PLOT)) $(if $(filter-out 0,$(WANDB)),--wandb) $(RUNS) $(ARGS)
 
 results: setup ## keep a table's finished runs in the repository, and write the README's results: [TABLE=<name>] [DATA=…] [SCALE=…] [SEEDS=…]
 	@$(CLI) results $(call option,--table,$(TABLE)) $(table_choice) $(ARGS)
 
 report: setup ## one static HTML page: RUN=runs/<run_id>, or TABLE=<name> [DATA=…] [SCALE=…] [SEEDS=…] [OUT=file.html]
 	@$(CLI) report $(call option,--run,$(RUN)) $(if $(TABLE),$(call option,--table,$(TABLE)) $(table_choice)) $(call option,--out,$(OUT)) $(ARGS)
+
+sync: setup ## upload to W&B what was logged offline: RUN=runs/<run_id> or TABLE=<name> [DATA=…] [SCALE=…] [SEEDS=…] [DRY=1]
+	@$(CLI) sync $(RUN) $(call option,--table,$(TABLE)) $(table_choice) $(if $(filter-out 0,$(DRY)),--dry) $(ARGS)
 
 bench: setup ## throughput and memory of loader, training step and search; ARGS=graph: of the entity graph
 	@$(CLI) bench $(ARGS)

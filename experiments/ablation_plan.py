@@ -90,7 +90,7 @@ def plan_runs(table: TableFile, labels: Sequence[str] | None, home: Path, check_
     if problems:
         told = "; ".join(f"{name_rows(labels)}: {problem}" for problem, labels in problems.items())
         raise UsageError(f"{table.file}: {told}. Nothing was started")
-    return AblationPlan(table, _once_each(composed, home))
+    return AblationPlan(table, _once_each(composed, home, table.file.stem))
 
 
 def name_rows(labels: Sequence[str]) -> str:
@@ -117,7 +117,7 @@ def choose_rows(table: TableFile, text: str | None) -> list[str] | None:
     return chosen
 
 
-def _once_each(composed: Sequence[tuple[dict[str, Any], Composition]], home: Path) -> list[PlannedRun]:
+def _once_each(composed: Sequence[tuple[dict[str, Any], Composition]], home: Path, table: str) -> list[PlannedRun]:
     """The runs in the order of the table, a run that several rows resolve to with all their labels."""
     found: dict[Path, PlannedRun] = {}
     past = _finished_runs(home)
@@ -133,7 +133,7 @@ def _once_each(composed: Sequence[tuple[dict[str, Any], Composition]], home: Pat
         if seconds is not None and steps and steps > 0:
             seconds *= max(0.0, 1 - step / steps)
         words = ["fit", "--exp", composition.experiment, "--data", str(entry["data"]), "--scale", composition.scale]
-        words += ["--seed", str(composition.seed), "--runs", str(home), QUIET, *row_settings(entry)]
+        words += ["--seed", str(composition.seed), "--runs", str(home), "--table", table, QUIET, *row_settings(entry)]
         found[folder.root] = PlannedRun([label], composition.seed, folder, words, state, step, steps, seconds)
     return list(found.values())
 

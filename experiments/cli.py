@@ -7,12 +7,14 @@ stopped by SIGTERM, SIGUSR1 or SIGUSR2 and goes on when it is started again; 143
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from experiments.errors import UsageError, nearest
@@ -26,6 +28,7 @@ RUN_COMMANDS = {
     "predict": "write the embeddings of test queries and gallery, or the regions a detector finds",
 }
 TERMINATED = 128 + signal.SIGTERM  # as a shell says it
+FULL = (errno.ENOSPC, errno.EDQUOT)  # no space left on the device, or of the quota
 COMMANDS = {
     **RUN_COMMANDS,
     "eval": "re-evaluate a run's best checkpoint, or a model that needs no training",
@@ -36,6 +39,7 @@ COMMANDS = {
     "table": "table and plot from the metrics.json of several runs: Markdown, LaTeX, CSV, PNG, SVG",
     "results": "keep a table's finished runs in the repository; the README's section of results follows from them",
     "report": "one static HTML page of a run or a table",
+    "sync": "upload to W&B what runs have logged offline, each once and in order",
     "bench": "throughput and memory of loader, training step and search",
     "doctor": "versions, devices, vendor imports, and the remedy for what is broken",
     "demo": "shards, training, evaluation, table and report on the embedded catalogue",
@@ -66,10 +70,22 @@ def main(argv: Sequence[str]) -> int:
         if stopped_from_outside(problem):
             print("stopped by SIGTERM; a training goes on from its last checkpoint", file=sys.stderr)
             return TERMINATED
+        if isinstance(problem, OSError) and problem.errno in FULL:
+            print(f"error: {full_disk(problem)}", file=sys.stderr)
+            return 1
         if not is_user_error(problem):
             raise
         print(f"error: {one_line(problem)}", file=sys.stderr)
         return 2
+
+
+def full_disk(problem: OSError) -> str:
+    """What is lost by a full disk, and what is not."""
+    where = f"{problem.filename}: " if problem.filename else ""
+    return (
+        f"{where}{problem.strerror}; what was written before is kept. Make room and give the same command again: "
+        "a training goes on after its last finished interval, one that was trained to the end is only evaluated"
+    )
 
 
 def stopped_from_outside(problem: BaseException | None) -> bool:
@@ -104,7 +120,7 @@ def _dispatch(command: str, words: list[str]) -> int | None:
         return run_command(command, RUN_COMMANDS[command], words)
     handlers = {"eval": _eval, "data": _data, "score": _score, "table": _table, "report": _report}
     handlers |= {"import-official": _import_official, "bench": _bench, "doctor": _doctor, "demo": _demo}
-    handlers |= {"ablate": _ablate, "results": _results}
+    handlers |= {"ablate": _ablate, "results": _results, "sync": _sync}
     return handlers[command](words)
 
 
@@ -170,6 +186,12 @@ def _ablate(words: list[str]) -> int:
     return ablate_command(COMMANDS["ablate"], words)
 
 
+def _sync(words: list[str]) -> int:
+    from experiments.wandb_sync import sync_command
+
+    return sync_command(COMMANDS["sync"], words)
+
+
 def _table(words: list[str]) -> None:
     from experiments.table_forms import add_form_arguments, chosen_form, chosen_plot
 
@@ -192,13 +214,21 @@ def _table(words: list[str]) -> None:
     runs, choice = [Path(run) for run in options.runs], Choice(options.data, options.scale, parse_seeds(options.seeds))
     from experiments.recorded import homes
 
-    command, places = command_line("table", words), homes(Path(options.home), options.recorded)
-    text = make_table(runs, options.table, command, choice, places, form, plot, options.metric)
+    command, home = command_line("table", words), Path(options.home)
+    make = partial(make_table, runs, options.table, command, choice, homes(home, options.recorded))
+    text = make(form, plot, options.metric)
     if options.out:
         from experiments.runs import write_text
 
         write_text(Path(options.out), text)
     print(text, end="")
+    if options.wandb:
+        from experiments.wandb_artifacts import log_table
+        from experiments.wandb_labels import table_folder
+
+        folder, forms = table_folder(home, options.table or "runs", choice), {"md": "md", "tex": "latex", "csv": "csv"}
+        texts = {ending: text if name == form else make(name) for ending, name in forms.items()}
+        log_table(folder, options.table or "runs", texts, plot, command)
 
 
 def _results(words: list[str]) -> None:

@@ -253,7 +253,7 @@ def _nested(key: str, value: Any, config: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-OPTION_NAMES = ("exp", "data", "scale", "seed", "runs", "fresh", "config", "ckpt_path", "print_config", "name")
+OPTION_NAMES = ("exp", "data", "scale", "seed", "runs", "fresh", "config", "ckpt_path", "print_config", "name", "table")
 
 
 def _value(key: str, text: str) -> Any:

@@ -15,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from experiments.checkpoint_files import WholeFiles
 from experiments.config import Composition
 from experiments.errors import UsageError
+from experiments.history_logger import StepLabels
 from experiments.preemption import StopInOrder
 from experiments.progress import IntervalLine, ThroughputBar
 from experiments.randomness import RandomState
@@ -51,7 +52,7 @@ def build(composition: Composition, run: RunFolder, signals: StopSignals | None 
     throughput = Throughput()
     config, task = composition.config, composition.task
     line = IntervalLine(throughput, task.interval_metrics)
-    extra: list[Any] = [throughput, line, RandomState(), *task.callbacks(), _last_checkpoint(run)]
+    extra: list[Any] = [throughput, line, RandomState(), StepLabels(), *task.callbacks(), _last_checkpoint(run)]
     if config["trainer"].get("enable_progress_bar") is not False:
         extra.append(ThroughputBar(throughput))
     if signals is not None:

@@ -195,6 +195,7 @@ def _evaluate_into(
     run: RunFolder, composition: Composition, checkpoint: Path | None, command: str, before: dict[str, Any]
 ) -> dict[str, Any]:
     from experiments.record import write_config, write_results
+    from experiments.wandb_logger import mirror_record
 
     with opened(run):
         record = _measured(run, composition, checkpoint, command, before)
@@ -204,6 +205,7 @@ def _evaluate_into(
         if machine.rank() == 0:
             write_results(run, record)
             say(composition.task.render(record))
+            mirror_record(run, composition, record, "evaluation")
     return record
 
 

@@ -6,11 +6,24 @@ import json
 from pathlib import Path
 from typing import Any
 
+import lightning
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from experiments.history import read_history
 from experiments.machine import rank
+
+
+class StepLabels(Callback):
+    """Rows of a run that went on carry the steps they would have carried without a break.
+
+    Lightning counts one step too many after a restart from an interval's end (2.6: `_TrainingEpochLoop.reset`), so a
+    second restart would take an interval's last row for one that is repeated, and drop it.
+    """
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, *args: Any) -> None:
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
 
 class History(Logger):

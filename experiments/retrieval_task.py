@@ -44,7 +44,7 @@ class RetrievalTask(Task):
         add_results(record, outcome, training)
 
     def log_results(self, engine: Any, run: RunFolder, record: dict[str, Any]) -> None:
-        from experiments import scoreboard, wandb_logger
+        from experiments import scoreboard, wandb_artifacts
 
         loggers = engine.trainer.loggers
         final = {f"test/{key}": value for key, value in record["test"].items()}
@@ -53,8 +53,8 @@ class RetrievalTask(Task):
             final |= {f"test/floor/{floor}/{key}": metrics[key] for key in shown}
         for logger in loggers:
             logger.log_metrics(final, step=record["steps"])
-        wandb_logger.show_hits(loggers, engine.data, engine.evaluation.results["test"])
-        wandb_logger.show_graph(loggers, run)
+        wandb_artifacts.show_hits(loggers, run, engine.data, engine.evaluation.results["test"])
+        wandb_artifacts.show_graph(loggers, run)
 
     def numbers(self, results: Mapping[str, Any], split: str) -> tuple[str, dict[str, float]]:
         metrics = {f"{split}/{key}": value for key, value in results[split].metrics.items()}

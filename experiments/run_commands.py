@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ def _run_parser(command: str, description: str) -> Parser:
     parser.add_argument("--runs", default="runs", metavar="DIR", help="where run folders are (default: runs)")
     if command == "fit":
         parser.add_argument("--fresh", action="store_true", help="delete an earlier run of the same id first")
+        parser.add_argument("--table", metavar="NAME", help="table the run is made for: its group in W&B")
         parser.add_argument("--print_config", action="store_true", help="print the merged configuration and stop")
     else:
         parser.add_argument("--ckpt_path", metavar="FILE", help="checkpoint (default: the best one of the run)")
@@ -98,7 +100,7 @@ def run_command(command: str, description: str, words: list[str]) -> int | None:
         check_free(run)
         clear(run)
     try:
-        fit(composition, run, command_line("fit", words))
+        fit(composition, run, command_line("fit", words), options.table)
     except Stopped as stop:
         if machine.rank() != 0 and (stop.together or machine.layout().processes == 1):
             return 0  # rank zero speaks for all: launchers kill it as soon as another rank ends with an error
@@ -108,7 +110,7 @@ def run_command(command: str, description: str, words: list[str]) -> int | None:
     return 0
 
 
-def fit(composition: Any, run: Any, command: str) -> dict[str, Any]:
+def fit(composition: Any, run: Any, command: str, table: str | None = None) -> dict[str, Any]:
     """Train unless that is done already, and print the table either way."""
     from experiments.announce import announce
     from experiments.output import note, say
@@ -119,12 +121,16 @@ def fit(composition: Any, run: Any, command: str) -> dict[str, Any]:
     record = run.finished()
     if record:
         say(f"finished already: {run.metrics} (--fresh trains again)\n{composition.task.render(record)}")
+        if "WANDB_SWEEP_ID" in os.environ:  # its agent waits for numbers, also of settings that were tried before
+            from experiments.wandb_logger import mirror_record
+
+            mirror_record(run, composition, record, "training", table)
     else:
         with opened(run):
             from experiments.train import train
 
             note(f"{command}\n{about}")
-            record = train(composition, run, command)
+            record = train(composition, run, command, table)
             say(composition.task.render(record))
     say(f"numbers    {run.metrics}\ncheckpoint {run.best}\nreport     make report RUN={run.root}")
     return record

@@ -22,6 +22,7 @@ def add_form_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--out", metavar="F", help="also write it here; the form follows the ending: .md, .tex, .csv")
     parser.add_argument("--format", metavar="FORM", help="md (default), latex or csv")
     parser.add_argument("--plot", metavar="F", help="also draw the rows here: .png or .svg, without an ending both")
+    parser.add_argument("--wandb", action="store_true", help="also log it to W&B, as a run of its own")
     parser.add_argument("--metric", metavar="NAME", help="what --plot draws (default: the table's first metric)")
 
 

@@ -138,13 +138,18 @@ def read_plan(name: str, choice: Choice = AS_IN_FILE, homes: Sequence[Path] = (R
     )
 
 
+def table_files() -> dict[str, Path]:
+    """Names and files of all tables."""
+    return {file.stem: file for file in sorted((HOME / "ablations").glob("*.yaml"))}
+
+
 def open_table(name: str, choice: Choice = AS_IN_FILE) -> TableFile:
     """The file of a table by its name.
 
     Raises:
         UsageError: If there is no such table, or its file is wrong as far as that can be told without its runs.
     """
-    files = {file.stem: file for file in sorted((HOME / "ablations").glob("*.yaml"))}
+    files = table_files()
     if name not in files:
         raise UsageError(f"unknown table {name!r}: {nearest(name, files)}")
     content = read_file(files[name])
@@ -209,6 +214,8 @@ def read_file(file: Path) -> dict[str, Any]:
     """The content of a table's file, checked as far as it can be without its runs."""
     content = yaml.load(file.read_text(encoding="utf-8"), Loader)
     _check_keys(content, KEYS, file)
+    if not isinstance(content.get("rows") or [], list):
+        raise UsageError(f"{file}: rows: expected a list of rows such as {{label: all}}, got {content['rows']!r}")
     for entry in content.get("rows") or []:
         _check_keys(entry, ROW_KEYS, file)
         if "label" not in entry:

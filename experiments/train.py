@@ -17,12 +17,15 @@ from experiments.history_logger import History
 from experiments.output import say
 from experiments.progress import all_skipped
 from experiments.record import Outcome, assemble, write_config, write_results
-from experiments.runs import RunFolder, config_hash, git_state
+from experiments.runs import RunFolder
 from experiments.stop_signals import Stopped, StopSignals
 
 
-def train(composition: Composition, run: RunFolder, command: str) -> dict[str, Any]:
+def train(composition: Composition, run: RunFolder, command: str, table: str | None = None) -> dict[str, Any]:
     """Train, test and record. An interrupted run goes on from its last checkpoint.
+
+    Args:
+        table: The table the run is made for, if any: its group in W&B.
 
     Returns:
         The content of metrics.json.
@@ -31,10 +34,12 @@ def train(composition: Composition, run: RunFolder, command: str) -> dict[str, A
         Stopped: A stop signal came, and there is a checkpoint of the step that was in progress.
     """
     with StopSignals() as signals:
-        return _train(composition, run, command, signals)
+        return _train(composition, run, command, table, signals)
 
 
-def _train(composition: Composition, run: RunFolder, command: str, signals: StopSignals) -> dict[str, Any]:
+def _train(
+    composition: Composition, run: RunFolder, command: str, table: str | None, signals: StopSignals
+) -> dict[str, Any]:
     machine.check_devices(composition.config["trainer"])
     if machine.rank() == 0:
         remove_unfinished(run)
@@ -42,7 +47,7 @@ def _train(composition: Composition, run: RunFolder, command: str, signals: Stop
     engine = build(composition, run, signals)
     signals.pass_on = lambda number: _tell_children(engine, number)
     _check(engine)
-    engine.trainer.loggers = _loggers(composition, run, resume)  # only now: a refused run leaves none behind
+    engine.trainer.loggers = _loggers(composition, run, resume, table)  # only now: a refused run leaves none behind
     try:
         return _run(composition, run, engine, command, resume)
     except Stopped:
@@ -61,6 +66,7 @@ def _run(composition: Composition, run: RunFolder, engine: Engine, command: str,
     if machine.rank() == 0:
         write_results(run, record)
         composition.task.log_results(engine, run, record)
+        wandb_logger.log_record(engine.trainer.loggers, record)
         wandb_logger.close(engine.trainer.loggers)
     return record
 
@@ -72,16 +78,11 @@ def _tell_children(engine: Engine, number: int) -> None:
         launcher.kill(number)
 
 
-def _loggers(composition: Composition, run: RunFolder, resume: Path | None) -> list[Any]:
+def _loggers(composition: Composition, run: RunFolder, resume: Path | None, table: str | None) -> list[Any]:
     step = None
     if resume:
         step = int(torch.load(resume, map_location="cpu", weights_only=True, mmap=True)["global_step"])
-    loggers: list[Any] = [History(run.history, step)]
-    if composition.config["trainer"].get("logger") is not False:
-        about = {"git": git_state(), "config_hash": config_hash(composition), "scale": composition.scale}
-        about |= {"experiment": composition.experiment, "data": composition.data.name}
-        loggers += wandb_logger.open_logger(run, {**about, **composition.config})
-    return loggers
+    return [History(run.history, step), *wandb_logger.open_logger(run, composition, step, table)]
 
 
 def _check(engine: Engine) -> None:

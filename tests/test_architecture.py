@@ -20,7 +20,7 @@ MAY_IMPORT = {
 VENDOR_FILES = {
     "webdataset": {"datamodules/shard_reader.py"},
     "faiss": {"retrieval/search.py"},
-    "wandb": {"experiments/wandb_logger.py"},
+    "wandb": {"experiments/wandb_logger.py", "experiments/wandb_segments.py", "experiments/wandb_artifacts.py"},
     "ahocorasick": {"datamodules/entity_sources/matcher.py"},
     "lmdb": {"datamodules/region_sources/official_lmdb.py"},
     "submitit": {f"experiments/cluster/{name}.py" for name in ("fit_job", "launch", "records")},

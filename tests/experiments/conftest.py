@@ -107,3 +107,9 @@ def write(home: Path, shards: Path) -> Callable[..., None]:
         (home / "ablations" / "mine.yaml").write_text(f"{text}rows:{rows}")
 
     return write_table
+
+
+@pytest.fixture(autouse=True)
+def _without_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Off where a test is not about it: nobody's account hears of tests."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")

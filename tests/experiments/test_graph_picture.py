@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from experiments import graph_picture, wandb_logger
+from experiments import graph_picture, wandb_artifacts
 from experiments.graph_layout import Size, place
 from experiments.graph_picture import NODES_SHOWN, draw_graph, write_graph
 from experiments.report import write_report
@@ -255,12 +255,12 @@ def test_the_report_shows_it_and_w_and_b_is_given_it(
     assert "entity graph" not in write_report(copy, str(tmp_path / "before.html")).read_text()
     logged: list[dict[str, Any]] = []
     experiment = SimpleNamespace(log=logged.append)
-    monkeypatch.setattr(wandb_logger, "_experiments", lambda loggers: [experiment])
-    wandb_logger.show_graph([], RunFolder(copy))
+    monkeypatch.setattr(wandb_artifacts, "experiments_of", lambda loggers: [experiment])
+    wandb_artifacts.show_graph([], RunFolder(copy))
     assert logged == []
     write_graph(RunFolder(copy).graph, *model_and_data())
     page = write_report(copy, str(tmp_path / "page.html")).read_text()
     (picture,) = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', page)
     assert base64.b64decode(picture) == RunFolder(copy).graph.with_suffix(".svg").read_bytes()
-    wandb_logger.show_graph([], RunFolder(copy))
+    wandb_artifacts.show_graph([], RunFolder(copy))
     assert type(logged[0]["test/graph"]).__name__ == "Image"

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import doctor, machine, wandb_logger
+from experiments import doctor, machine, wandb_artifacts, wandb_logger
+from experiments.config import Composition, compose
 from experiments.errors import UsageError
 from experiments.runs import RunFolder
 
@@ -78,28 +79,35 @@ def test_the_doctor_names_what_is_broken_and_the_remedy(
     assert "rm -rf .venv && make setup" in printed
 
 
+@pytest.fixture
+def composition(shards: Path) -> Composition:
+    return compose("capture", str(shards), "tiny", 0, [])
+
+
 def test_a_broken_wandb_costs_the_mirror_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    composition: Composition, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from experiments.output import to_terminal
 
     to_terminal()
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setitem(sys.modules, "wandb", None)
-    assert wandb_logger.open_logger(RunFolder(tmp_path / "run"), {}) == []
+    assert wandb_logger.open_logger(RunFolder(tmp_path / "run"), composition) == []
     assert "W&B is left out" in capsys.readouterr().out
-    wandb_logger.show_hits([], None, None)
+    wandb_artifacts.show_hits([], RunFolder(tmp_path / "run"), None, None)
     wandb_logger.close([])
 
 
-def test_wandb_disabled_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_disabled_starts_nothing(
+    composition: Composition, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert wandb_logger.open_logger(RunFolder(tmp_path / "run"), {}) == []
+    assert wandb_logger.open_logger(RunFolder(tmp_path / "run"), composition) == []
     assert not (tmp_path / "run").exists()
 
 
 TARGETS = ["setup", "demo", "test", "test-all", "data", "train", "regions", "eval", "ablation", "table", "report"]
-TARGETS += ["bench", "doctor", "lint"]
+TARGETS += ["sync", "bench", "doctor", "lint"]
 
 
 def make(*words: str) -> subprocess.CompletedProcess[str]:
