@@ -10,10 +10,20 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from experiments.ablation_plan import FINISHED, GOES_ON, IN_USE, AblationPlan, PlannedRun, choose_rows, plan_runs
+from experiments.ablation_plan import (
+    FINISHED,
+    GOES_ON,
+    IN_USE,
+    RECORDED,
+    AblationPlan,
+    PlannedRun,
+    choose_rows,
+    plan_runs,
+)
 from experiments.cluster.options import LAUNCHERS, ClusterOptions, read_options
 from experiments.errors import UsageError, nearest
 from experiments.parser import Parser
+from experiments.recorded import runs_of
 from experiments.row_check import check_rows
 from experiments.run_pool import OUTPUT_FOLDER, End, Job, run_jobs
 from experiments.table_rows import Choice, open_table, parse_seeds
@@ -51,6 +61,7 @@ def ablate_command(description: str, words: list[str], command: Command = fit_co
         metavar="FILE|KEY=VALUE",
         help="with --launch: what a job asks for, from a YAML file or one by one; may be repeated",
     )
+    parser.add_argument("--recorded", action="store_true", help="runs of experiments/results count as finished")
     parser.add_argument("--dry", action="store_true", help="print the plan and stop")
     parser.add_argument("--runs", default="runs", metavar="DIR", help="where run folders are (default: runs)")
     options = parser.parse(words)
@@ -58,9 +69,8 @@ def ablate_command(description: str, words: list[str], command: Command = fit_co
         raise UsageError(f"--jobs {options.jobs}: at least 1 run at a time")
     cluster = _cluster_options(options.launch, options.cluster)
     table = open_table(options.table, Choice(options.data, options.scale, parse_seeds(options.seeds)))
-    plan = plan_runs(
-        table, choose_rows(table, options.rows), Path(options.runs), check_machine=not (options.dry or options.launch)
-    )
+    rows, here = choose_rows(table, options.rows), not (options.dry or options.launch)
+    plan = plan_runs(table, rows, Path(options.runs), here, runs_of() if options.recorded else None)
     _say(describe(plan, options.jobs, every_run=options.dry))
     if not options.dry and command is fit_command:
         check_rows(table, plan.missing)
@@ -103,7 +113,9 @@ def describe(plan: AblationPlan, jobs: int, every_run: bool = True) -> str:
 
 def _detail(run: PlannedRun) -> str:
     steps = f"after step {run.step} of {run.max_steps}" if run.state in (GOES_ON, IN_USE) and run.step else ""
-    time = f"about {_duration(run.seconds)}" if run.state != FINISHED and run.seconds is not None else ""
+    time = (
+        f"about {_duration(run.seconds)}" if run.state not in (FINISHED, RECORDED) and run.seconds is not None else ""
+    )
     told = ", ".join(filter(None, [steps, time]))
     return f"  ({told})" if told else ""
 
@@ -180,7 +192,9 @@ def _table_command(options: object) -> str:
     chosen = {name: getattr(options, name) for name in ("table", "data", "scale", "seeds")}
     words = [f"{name.upper()}={value}" for name, value in chosen.items() if value]
     where = getattr(options, "runs", "runs")
-    return " ".join(["make table", *words, *([] if where == "runs" else [f"ARGS='--runs {where}'"])])
+    more = [] if where == "runs" else [f"--runs {where}"]
+    more += ["--recorded"] if getattr(options, "recorded", False) else []
+    return " ".join(["make table", *words, *([f"ARGS='{' '.join(more)}'"] if more else [])])
 
 
 def _say(text: str) -> None:

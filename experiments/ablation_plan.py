@@ -19,6 +19,7 @@ from experiments.table_rows import TableFile, compose_row, row_settings
 
 LABELS_SHOWN = 2  # of a run that stands in several rows
 FINISHED, GOES_ON, IN_USE, TO_DO = "finished", "goes on", "in use", "to do"
+RECORDED = "recorded"  # finished, by what the repository keeps of it
 QUIET = "--trainer.enable_progress_bar=false"  # no part of a run's identity; nobody watches the bars of several runs
 
 
@@ -29,7 +30,7 @@ class PlannedRun(NamedTuple):
     seed: int
     folder: RunFolder
     words: list[str]  # of the command line that makes it, after `python -m experiments`
-    state: str  # FINISHED, GOES_ON, IN_USE or TO_DO
+    state: str  # FINISHED, RECORDED, GOES_ON, IN_USE or TO_DO
     step: int  # the last one evaluated so far
     max_steps: int | None
     seconds: float | None  # expected from here on; None: nothing to go by
@@ -51,7 +52,7 @@ class AblationPlan(NamedTuple):
     @property
     def missing(self) -> list[PlannedRun]:
         """Those to start or to go on with."""
-        return [run for run in self.runs if run.state != FINISHED]
+        return [run for run in self.runs if run.state not in (FINISHED, RECORDED)]
 
     @property
     def shared(self) -> list[PlannedRun]:
@@ -60,13 +61,20 @@ class AblationPlan(NamedTuple):
         return [run for run in self.runs if len({features[label] for label in run.labels}) < len(run.labels)]
 
 
-def plan_runs(table: TableFile, labels: Sequence[str] | None, home: Path, check_machine: bool = True) -> AblationPlan:
+def plan_runs(
+    table: TableFile,
+    labels: Sequence[str] | None,
+    home: Path,
+    check_machine: bool = True,
+    recorded: Path | None = None,
+) -> AblationPlan:
     """Compose every chosen row with each of its seeds, and look up what is there already.
 
     Args:
         labels: Rows wanted; None: all. Rows that are not wanted are checked all the same.
         home: Where run folders are.
         check_machine: Also refuse devices that are not there.
+        recorded: Where else finished runs count.
 
     Raises:
         UsageError: Naming every row that is wrong: an unknown key, a value of the wrong type, missing shards.
@@ -90,7 +98,7 @@ def plan_runs(table: TableFile, labels: Sequence[str] | None, home: Path, check_
     if problems:
         told = "; ".join(f"{name_rows(labels)}: {problem}" for problem, labels in problems.items())
         raise UsageError(f"{table.file}: {told}. Nothing was started")
-    return AblationPlan(table, _once_each(composed, home, table.file.stem))
+    return AblationPlan(table, _once_each(composed, home, recorded, table.file.stem))
 
 
 def name_rows(labels: Sequence[str]) -> str:
@@ -117,7 +125,9 @@ def choose_rows(table: TableFile, text: str | None) -> list[str] | None:
     return chosen
 
 
-def _once_each(composed: Sequence[tuple[dict[str, Any], Composition]], home: Path, table: str) -> list[PlannedRun]:
+def _once_each(
+    composed: Sequence[tuple[dict[str, Any], Composition]], home: Path, recorded: Path | None, table: str
+) -> list[PlannedRun]:
     """The runs in the order of the table, a run that several rows resolve to with all their labels."""
     found: dict[Path, PlannedRun] = {}
     past = _finished_runs(home)
@@ -128,6 +138,8 @@ def _once_each(composed: Sequence[tuple[dict[str, Any], Composition]], home: Pat
             found[folder.root].labels.append(label)
             continue
         state, step = _state(folder)
+        if recorded and state != FINISHED and RunFolder(recorded / folder.run_id).finished():
+            state, step = RECORDED, 0
         steps = composition.config["trainer"].get("max_steps")
         seconds = _expected_seconds(composition, past)
         if seconds is not None and steps and steps > 0:

@@ -190,6 +190,26 @@ def test_the_table_finds_the_runs_of_the_same_choice(
     assert "only a table's file has other runs" in capsys.readouterr().err
 
 
+def test_recorded_runs_count_where_that_is_asked_for(
+    home: Path, write: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from experiments import ablate as command
+
+    write(seeds=[0])
+    kept = plan_runs(open_table("mine"), None, home / "runs").runs[1]
+    write_json(home / "kept" / kept.folder.run_id / "metrics.json", {"test": {"mAP@10": 0.5}})
+    monkeypatch.setattr(command, "runs_of", lambda: home / "kept")
+    assert ablate(home, "--recorded") == 0
+    text = capsys.readouterr().out
+    assert "3 runs, 1 of them finished" in text
+    assert f"ARGS='--runs {home / 'runs'} --recorded'" in text
+    ran = {name for name, _, _ in started(home)}
+    assert len(ran) == 2
+    assert kept.folder.run_id not in ran
+    assert ablate(home) == 0
+    assert kept.folder.run_id in {name for name, _, _ in started(home)}
+
+
 def test_the_plan_and_its_errors_are_light(home: Path, write: Callable[..., None]) -> None:
     write()
     code = (

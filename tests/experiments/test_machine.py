@@ -107,7 +107,7 @@ def test_wandb_disabled_starts_nothing(
 
 
 TARGETS = ["setup", "demo", "test", "test-all", "data", "train", "regions", "eval", "ablation", "table", "report"]
-TARGETS += ["sync", "bench", "doctor", "lint"]
+TARGETS += ["results", "sync", "bench", "doctor", "lint"]
 
 
 def make(*words: str) -> subprocess.CompletedProcess[str]:
