@@ -153,19 +153,16 @@ def open_table(name: str, choice: Choice = AS_IN_FILE) -> TableFile:
     if name not in files:
         raise UsageError(f"unknown table {name!r}: {nearest(name, files)}")
     content = read_file(files[name])
-    entries = [
-        {**DEFAULTS, **content, **entry, "set": _settings(content, entry), **choice.given()}
-        for entry in content["rows"]
-    ]
+    entries = [{**complete(content, entry), **choice.given()} for entry in content["rows"]]
     for entry in entries:
         if "data" not in entry:
             raise UsageError(f"{files[name]}: {entry['label']}: no data: name it there or as DATA=<name> (--data)")
     return TableFile(files[name], content, entries, choice)
 
 
-def _settings(content: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
-    """What the file's head sets for all of its rows, and what a row sets besides or instead."""
-    return {**(content.get("set") or {}), **(entry.get("set") or {})}
+def complete(content: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    """A row with what its file says for all rows, their `set` taken together; the row's own comes on top."""
+    return {**DEFAULTS, **content, **row, "set": {**(content.get("set") or {}), **(row.get("set") or {})}}
 
 
 def row_settings(entry: dict[str, Any]) -> list[str]:

@@ -15,7 +15,7 @@ import yaml
 
 from experiments.config import Composition
 from experiments.runs import config_hash
-from experiments.table_rows import DEFAULTS, Choice, compose_row, read_file, table_files
+from experiments.table_rows import Choice, complete, compose_row, read_file, table_files
 
 TAG_LENGTH = 64  # W&B refuses longer ones
 DIGEST_LENGTH = 6
@@ -54,8 +54,7 @@ def rows_of(composition: Composition) -> list[tuple[str, str]]:
         except (ValueError, yaml.YAMLError):
             continue
         for row in content["rows"]:
-            entry = {**DEFAULTS, **content, **row}
-            entry["set"] = {**(content.get("set") or {}), **(row.get("set") or {})}
+            entry = complete(content, row)
             elsewhere = "data" in row and row["data"] != composition.data.name
             if entry["experiment"] != composition.experiment or elsewhere:
                 continue
