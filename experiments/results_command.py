@@ -28,7 +28,7 @@ def results_command(description: str, words: list[str]) -> None:
         from experiments.table_plot import draw
 
         draw(plan, record.folder / "plot.svg")
-        kept = sum(len(row.runs) for row in plan.rows)
+        kept = len({run.run_id for row in plan.rows for run in row.runs})
         missing = sum(row.missing for row in plan.rows)
         told = f", {missing} missing" if missing else ""
         print(f"{record.folder}: {len(plan.rows)} rows, {kept} runs{told}")
