@@ -16,6 +16,7 @@ SPECIAL = {
     **{"≤": "$\\leq$", "≥": "$\\geq$", "≈": "$\\approx$"},
 }
 SPECIAL_IN_CODE = {**SPECIAL, "-": "{-}"}  # else -- would become a dash
+ABREAST = 4  # columns: two metrics, each beside its difference; the others follow below
 CODE = re.compile(r"`([^`]*)`")
 
 
@@ -47,19 +48,34 @@ def _grid(document: Document, grid: Grid, number: int, explanation: Sequence[str
     yield "\\centering"
     yield f"\\caption{{{': '.join(caption) or 'Runs'}}}"
     yield f"\\label{{tab:{label}{'' if number == 1 else f'-{number}'}}}"
+    yield "\\footnotesize"
+    for first in range(0, len(grid.columns), ABREAST):
+        yield from ["\\par\\smallskip"] if first else []
+        yield from _columns(grid, slice(first, first + ABREAST))
+    yield from _below(document, grid, explanation)
+    yield "\\end{table}"
+
+
+def _columns(grid: Grid, shown: slice) -> Iterator[str]:
+    """Some of a grid's columns, beside its labels."""
+    columns = grid.columns[shown]
     counts = ["n"] if grid.shows_count else []
-    alignment = "r" * len(counts) + "".join("r" if column.right else "l" for column in grid.columns)
+    alignment = "r" * len(counts) + "".join("r" if column.right else "l" for column in columns)
     yield f"\\begin{{tabular}}{{l{alignment}}}"
     yield "\\toprule"
-    yield _line(escape(grid.label_head), [*counts, *(escape(column.head) for column in grid.columns)])
+    yield _line(escape(grid.label_head), [*counts, *(_head(column.head) for column in columns)])
     yield "\\midrule"
     for line in grid.lines:
         cells = [escape(line.counted)] if grid.shows_count else []
-        yield _line(escape(line.label) + _marks(grid.marks(line)), [*cells, *map(_cell, line.cells)])
+        yield _line(escape(line.label) + _marks(grid.marks(line)), [*cells, *map(_cell, line.cells[shown])])
     yield "\\bottomrule"
     yield "\\end{tabular}"
-    yield from _below(document, grid, explanation)
-    yield "\\end{table}"
+
+
+def _head(text: str) -> str:
+    """A difference's in two lines, as the base row's label may be long."""
+    base, difference, rest = text.partition(" − ")
+    return f"\\shortstack[r]{{{escape(base)}\\\\{escape('− ' + rest)}}}" if difference else escape(text)
 
 
 def _below(document: Document, grid: Grid, explanation: Sequence[str]) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -191,7 +192,8 @@ def test_latex_of_a_whole_table(tmp_path: Path, blocks: bool) -> None:
     text = latex(table.document(shown, "my_table", "make table ARGS='--x_y 1'"))
     check_latex(text)
     assert text.count("\\begin{table}") == (3 if blocks else 1)  # `later` has nothing to show
-    assert text.count("\\toprule") == text.count("\\midrule") == text.count("\\bottomrule") == text.count("{table}") / 2
+    assert text.count("\\toprule") == text.count("\\midrule") == text.count("\\bottomrule")
+    assert text.count("\\bottomrule") == text.count("\\begin{tabular}") == text.count("\\end{tabular}")
     assert "\\caption{All\\_methods \\& 50 \\%" in text
     assert "\\label{tab:my-table}" in text
     means = [record["test"]["mAP@10"] for record in shown.rows[0].records]
@@ -201,6 +203,18 @@ def test_latex_of_a_whole_table(tmp_path: Path, blocks: bool) -> None:
     assert "\\texttt{make bench ARGS=methods}" in text
     assert text.startswith("% Table made by `make table ARGS='--x_y 1'` at ")
     assert text.count("is the standard deviation over seeds") == 1
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex on the PATH")
+def test_latex_compiles(tmp_path: Path) -> None:
+    shown = plan(tmp_path, costs=True, blocks=True, title="All_methods & 50 % <of> “x”")
+    text = latex(table.document(shown, "my_table", "make table ARGS='--x_y 1'"))
+    head = "\\documentclass{article}\n\\usepackage{booktabs}\n\\usepackage[T1]{fontenc}\n"
+    (tmp_path / "all.tex").write_text(f"{head}\\begin{{document}}\n{text}\\end{{document}}\n", encoding="utf-8")
+    words = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, errors="replace", check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert (tmp_path / "all.pdf").stat().st_size > 1000
 
 
 def test_latex_writes_its_own_signs_out() -> None:
