@@ -12,7 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from experiments.checkpoint_files import WholeFiles
+from experiments.checkpoint_files import whole_files
 from experiments.config import Composition
 from experiments.errors import UsageError
 from experiments.history_logger import StepLabels
@@ -100,7 +100,7 @@ class _ExperimentCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
         if graph_of(self.model) is not None:
             self.trainer_defaults["callbacks"].append(self.config_init.graph_refresh)
-        return super().instantiate_trainer(logger=False, plugins=[WholeFiles()], **kwargs)
+        return super().instantiate_trainer(logger=False, plugins=[whole_files(self.run)], **kwargs)
 
     def resolved(self) -> dict[str, Any]:
         """The configuration with all defaults, as plain YAML values; the run folder's own path left out."""

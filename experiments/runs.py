@@ -75,6 +75,11 @@ class RunFolder(NamedTuple):
         return self.checkpoints / "last.ckpt"
 
     @property
+    def previous(self) -> Path:
+        """The checkpoint before the last."""
+        return self.checkpoints / "previous.ckpt"
+
+    @property
     def rankings(self) -> Path:
         return self.root / "rankings"
 
@@ -169,7 +174,7 @@ def read_metrics(run: RunFolder) -> dict[str, Any]:
 def atomic(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends without an error.
 
-    A reader sees the old file or the new one, and a full disk loses neither.
+    A reader sees the old file or the new one, and neither a full disk nor a loss of power leaves half of one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
@@ -180,9 +185,20 @@ def atomic(path: Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp makes files nobody else may read
+        _to_disk(temporary)  # a name can reach the disk before what it stands for
         os.replace(temporary, path)
+        _to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, would survive a loss of power."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:
