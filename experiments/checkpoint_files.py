@@ -1,13 +1,14 @@
-"""Checkpoints on disk: whole ones only, the last two of them, and which one a run goes on from. Imports no torch."""
+"""Checkpoints on disk: whole ones only, the last two of them, and which one a run goes on from."""
 
 from __future__ import annotations
 
 import os
 import zipfile
-import zlib
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from experiments.errors import UsageError
 from experiments.output import say
@@ -22,30 +23,29 @@ class Resume(NamedTuple):
     processes: int | None  # that wrote it; None in checkpoints of older versions
 
 
-def whole_files(run: RunFolder) -> Any:
-    """Lightning's plugin that writes the checkpoints of a run.
+class WholeFiles(TorchCheckpointIO):
+    """A checkpoint takes the place of an earlier one when it is complete and on the disk.
 
-    A checkpoint takes the place of an earlier one when it is complete and on the disk. What `last.ckpt` was before is
-    kept as `previous.ckpt`, unless it cannot be read.
+    What `last.ckpt` was before is kept as `previous.ckpt`, unless it cannot be read.
+
+    Lightning's own is made in memory and then in the system's temporary folder, which may be full while there is room
+    beside the run, and from where it is copied if the run is on another file system.
     """
-    import torch
-    from lightning.fabric.plugins.io import TorchCheckpointIO
 
-    class WholeFiles(TorchCheckpointIO):
-        # Lightning's own makes the file in memory and then in the system's temporary folder, which may be full or too
-        # small while there is room beside the run.
-        def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-            path = Path(path)
-            with atomic(path) as temporary:
-                try:
-                    with temporary.open("wb") as file:
-                        torch.save(checkpoint, file)
-                except RuntimeError as problem:
-                    raise _cause(problem) from None
-                if path == run.last:
-                    _keep_as_previous(run)
+    def __init__(self, run: RunFolder) -> None:
+        super().__init__()
+        self.run = run
 
-    return WholeFiles()
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        path = Path(path)
+        with atomic(path) as temporary:
+            try:
+                with temporary.open("wb") as file:
+                    torch.save(checkpoint, file)
+            except RuntimeError as problem:
+                raise _cause(problem) from None
+            if path == self.run.last:
+                _keep_as_previous(self.run)
 
 
 def resume_point(run: RunFolder) -> Resume | None:
@@ -58,13 +58,14 @@ def resume_point(run: RunFolder) -> Resume | None:
     for path in (run.last, run.previous):
         if not path.is_file():
             continue
-        problem = damage(path)
-        if problem is None:
-            found = _read_head(path)
-            for bad, reason in problems.items():
-                say(f"warning: {bad} cannot be read ({reason}): going on from {path}, step {found.step}, instead")
-            return found
-        problems[path] = problem
+        try:
+            found = _read(path)
+        except _DamagedError as problem:
+            problems[path] = str(problem)
+            continue
+        for bad, reason in problems.items():
+            say(f"warning: {bad} cannot be read ({reason}): going on from {path}, step {found.step}, instead")
+        return found
     if problems:
         reasons = "; ".join(f"{path}: {reason}" for path, reason in problems.items())
         raise UsageError(
@@ -74,24 +75,12 @@ def resume_point(run: RunFolder) -> Resume | None:
     return None
 
 
-def damage(path: Path) -> str | None:
-    """Why a checkpoint is not the one that was written, in a few words; None if it is.
-
-    Every byte is compared with the checksums that torch writes into the file and does not look at when it reads.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, ValueError) as error:
-        return str(error) or type(error).__name__
-    return None if bad is None else f"the checksum of {bad} is wrong"
-
-
 def check_readable(path: Path, remedy: str) -> None:
     """Raise `UsageError`, which ends in the remedy, if a checkpoint is damaged."""
-    problem = damage(path)
-    if problem is not None:
-        raise UsageError(f"{path}: cannot be read ({problem}): {remedy}")
+    try:
+        _check_bytes(path)
+    except _DamagedError as problem:
+        raise UsageError(f"{path} cannot be read ({problem}): {remedy}") from None
 
 
 def remove_unfinished(run: RunFolder) -> None:
@@ -100,17 +89,36 @@ def remove_unfinished(run: RunFolder) -> None:
         file.unlink(missing_ok=True)
 
 
-def _read_head(path: Path) -> Resume:
-    import torch
+class _DamagedError(Exception):
+    """Why a checkpoint is not the one that was written, in a few words."""
 
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    ranks = content.get("callbacks", {}).get("RandomState", {}).get("ranks")
-    return Resume(path, int(content["global_step"]), None if ranks is None else len(ranks))
+
+def _check_bytes(path: Path) -> None:
+    """Compare every byte with the checksums that torch writes into the file and does not look at when it reads."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except Exception as error:  # damaged bytes make zipfile and zlib raise whatever they like
+        raise _DamagedError(str(error) or type(error).__name__) from None
+    if bad is not None:
+        raise _DamagedError(f"the checksum of {bad} is wrong")
+
+
+def _read(path: Path) -> Resume:
+    _check_bytes(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        ranks = content["callbacks"].get("RandomState", {}).get("ranks")
+        return Resume(path, int(content["global_step"]), None if ranks is None else len(ranks))
+    except Exception as error:
+        raise _DamagedError(f"no checkpoint of a training: {(str(error).splitlines() or [''])[0]}") from None
 
 
 def _keep_as_previous(run: RunFolder) -> None:
     """By a second name for the same file, so that `last.ckpt` is never missing."""
-    if not run.last.is_file() or damage(run.last) is not None:
+    try:
+        _check_bytes(run.last)
+    except _DamagedError:  # missing, or not worth the place of one that can be read
         return
     second = run.previous.with_name(f".{run.previous.name}")
     second.unlink(missing_ok=True)

@@ -33,7 +33,7 @@ class RandomState(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # Older checkpoints hold the state of rank zero alone.
-        self._saved = state_dict["ranks"] if "ranks" in state_dict else [state_dict]
+        self._saved = state_dict.get("ranks", [state_dict])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         rank = trainer.global_rank

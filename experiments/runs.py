@@ -42,6 +42,8 @@ TRAINER_KEYS = (
     "gradient_clip_algorithm",
 )
 NOT_IDENTITY = {"data": {"folder", "num_workers", "pin_memory", "eval_batch_size"}, "evaluation": {"backend"}}
+# Sections that leave the numbers of a run that nothing happens to as they are.
+NO_IDENTITY = ("checkpoint", "speed", "non_finite", "ranks")
 SAME_FILE = "test-same"  # lists and per-query scores of the identical-product task, among a run's rankings
 
 
@@ -84,6 +86,11 @@ class RunFolder(NamedTuple):
         return self.root / "rankings"
 
     @property
+    def non_finite(self) -> Path:
+        """Steps whose loss or gradient was not finite, if there were any."""
+        return self.root / "non_finite.jsonl"
+
+    @property
     def graph(self) -> Path:
         """Without its ending: the picture is there as .png and .svg."""
         return self.root / "graph"
@@ -121,7 +128,7 @@ def config_hash(composition: Composition, extra: dict[str, Any] | None = None) -
         if section == "trainer":
             values = {k: v for k, v in values.items() if k in TRAINER_KEYS}
         differing = schema.differing(values, class_path)
-        if section in ("checkpoint", "speed") or (section == "graph_refresh" and not differing):
+        if section in NO_IDENTITY or (section == "graph_refresh" and not differing):
             continue  # the latter is younger than some runs, whose ids must stay
         identity[section] = differing
     text = json.dumps(identity, sort_keys=True, default=str, ensure_ascii=False)

@@ -32,6 +32,7 @@ def train(composition: Composition, run: RunFolder, command: str, table: str | N
 
     Raises:
         Stopped: A stop signal came, and there is a checkpoint of the step that was in progress.
+        RunError: Another rank or a loader's worker is gone, or a loss was not finite.
     """
     with StopSignals() as signals:
         return _train(composition, run, command, table, signals)
@@ -53,6 +54,11 @@ def _train(
     except Stopped:
         wandb_logger.close(engine.trainer.loggers)
         raise
+    except RuntimeError as problem:
+        explained = engine.ranks.explained(problem, engine.trainer)
+        if explained is None:
+            raise
+        raise explained from problem
 
 
 def _run(
@@ -147,6 +153,8 @@ def _record(
 ) -> dict[str, Any]:
     steps = engine.trainer.global_step
     training = {f"training/{reason}": n for reason, n in all_skipped(engine.trainer).items()}
+    if engine.non_finite.steps:
+        training["training/non_finite_steps"] = engine.non_finite.steps
     skipped = {f"build/{reason}": n for reason, n in composition.data.skipped().items()} | training
     seconds = engine.throughput.seconds  # before a checkpoint is loaded, which restores its own
     pace = {name: round(value, 3) for name, value in engine.throughput.whole_run().items()}
