@@ -142,5 +142,5 @@ class NonFinite(Callback):
         if self.policy == "stop":
             raise RunError(f"{what}; {remedy}, with --non_finite.policy=skip without such steps")
         if self._in_a_row >= self.limit:
-            raise RunError(f"{what}, the {self._in_a_row}th in a row (non_finite.limit); {remedy}")
+            raise RunError(f"{what}, and these are {self._in_a_row} steps in a row (non_finite.limit); {remedy}")
         say(f"warning: {what}; the step is left out, {self.steps} so far")
