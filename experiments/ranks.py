@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import threading
+import traceback
 from datetime import timedelta
 from typing import Any
 
@@ -52,12 +53,12 @@ class Ranks(Callback):
         self.ended = [f"rank {number} {_how(code)}" for number, code in codes.items() if code]
         trainer.strategy.launcher.kill(signal.SIGKILL)  # type: ignore[union-attr]
 
-    def explained(self, problem: RuntimeError, trainer: Trainer) -> RunError | None:
+    def explained(self, problem: Exception, trainer: Trainer) -> RunError | None:
         """An error that says which process is lost; None if it is something else, or said already."""
         if isinstance(problem, RunError):
             return None
         text = str(problem)
-        if "DataLoader worker" in text and not stopped_from_outside(problem):
+        if _is_of_a_worker(problem) and not stopped_from_outside(problem):
             killed = re.search(r"killed by signal: (\w+)", _chain(problem))
             how = f"was killed ({killed[1]})" if killed else "ended unexpectedly"
             return RunError(
@@ -87,7 +88,14 @@ def _chain(problem: BaseException | None) -> str:
     return "\n".join(texts)
 
 
-def _is_of_a_collective(problem: RuntimeError) -> bool:
+def _is_of_a_worker(problem: Exception) -> bool:
+    """By torch's own words, or a connection to a worker that broke while a batch was taken from it."""
+    if isinstance(problem, (ConnectionError, EOFError)):
+        return any("multiprocessing" in frame.filename for frame in traceback.extract_tb(problem.__traceback__))
+    return "DataLoader worker" in str(problem)
+
+
+def _is_of_a_collective(problem: Exception) -> bool:
     words = (
         "gloo",
         "Connection closed by peer",

@@ -54,7 +54,7 @@ def _train(
     except Stopped:
         wandb_logger.close(engine.trainer.loggers)
         raise
-    except RuntimeError as problem:
+    except (RuntimeError, ConnectionError, EOFError) as problem:
         explained = engine.ranks.explained(problem, engine.trainer)
         if explained is None:
             raise

@@ -155,10 +155,10 @@ def test_a_training_on_a_full_disk_is_one_error_and_goes_on_when_there_is_room(
     save = WholeFiles.save_checkpoint
     with pytest.MonkeyPatch.context() as patch:
 
-        def until_full(self: WholeFiles, checkpoint: dict, path: Any, options: Any = None) -> None:
+        def until_full(self: WholeFiles, checkpoint: dict, path: Any, **more: Any) -> None:
             if checkpoint["global_step"] > 3:
                 fill_disk(patch)
-            save(self, checkpoint, path, options)
+            save(self, checkpoint, path, **more)
 
         patch.setattr(WholeFiles, "save_checkpoint", until_full)
         assert main(fit_words(shards, tmp_path)) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,9 @@ def test_a_killed_worker_is_one_error(shards: Path, tmp_path: Path, monkeypatch:
     words = fit_words(shards, tmp_path, "--data.num_workers=1", "--trainer.max_steps=60", "--data.steps_per_epoch=30")
     assert main(words) == 1
     error = capsys.readouterr().err
-    assert "error: a worker of the data loader was killed (Killed), most often for want of memory" in error
+    (line,) = [line for line in error.splitlines() if line.startswith("error: ")]
+    # Whether the main process hears of the signal first, or of the broken connection, is chance.
+    assert re.match(r"error: a worker of the data loader (was killed \(Killed\)|ended unexpectedly), most often", line)
     assert "Traceback" not in error
 
 
