@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,10 @@ class ShardData(LightningDataModule):
     def num_samples(self, split: str) -> int:
         """Samples in a split."""
         return self._contents.num_samples(split)
+
+    def training_ids(self, rows: Sequence[int]) -> list[str]:
+        """What the samples of a training batch are called, for messages; here their numbers."""
+        return [str(row) for row in rows]
 
     # ---- the training loader ---------------------------------------------------------------------------------------
 

@@ -89,6 +89,15 @@ class ShardFolder:
                 except (KeyError, TypeError, ValueError):
                     yield "", ""
 
+    def training_id(self, row: int) -> str:
+        """The item id of a training row, from its tar; "row 7" where there is none."""
+        for sample in read_range(self.path, self.shards("train"), range(row, row + 1)):
+            try:
+                return str(json.loads(sample.members[RECORD])["id"])
+            except (KeyError, TypeError, ValueError):
+                break
+        return f"row {row}"
+
     def picture(self, split: str, row: int) -> bytes:
         """The encoded picture of one row.
 

@@ -1,28 +1,140 @@
-"""Checkpoints on disk: whole ones only."""
+"""Checkpoints on disk: whole ones only, the last two of them, and which one a run goes on from."""
 
 from __future__ import annotations
 
+import os
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
+from experiments.errors import UsageError
+from experiments.output import say
 from experiments.runs import RunFolder, atomic
 
 
-class WholeFiles(TorchCheckpointIO):
-    """A checkpoint takes the place of an earlier one when it is complete.
+class Resume(NamedTuple):
+    """What a run goes on from."""
 
-    Lightning writes into the system's temporary folder and moves the file; from another file system, as the shared one
-    of a cluster is, that is a copy, and a process killed during it leaves half a checkpoint.
+    checkpoint: Path
+    step: int
+    processes: int | None  # that wrote it; None in checkpoints of older versions
+
+
+class WholeFiles(TorchCheckpointIO):
+    """A checkpoint takes the place of an earlier one when it is complete and on the disk.
+
+    What `last.ckpt` was before is kept as `previous.ckpt`, unless it cannot be read.
+
+    Lightning's own is made in memory and then in the system's temporary folder, which may be full while there is room
+    beside the run, and from where it is copied if the run is on another file system.
     """
 
+    def __init__(self, run: RunFolder) -> None:
+        super().__init__()
+        self.run = run
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        with atomic(Path(path)) as temporary:
-            super().save_checkpoint(checkpoint, temporary, storage_options)
+        path = Path(path)
+        with atomic(path) as temporary:
+            try:
+                with temporary.open("wb") as file:
+                    torch.save(checkpoint, file)
+            except RuntimeError as problem:
+                raise _cause(problem) from None
+            if path == self.run.last:
+                _keep_as_previous(self.run)
+
+
+def resume_point(run: RunFolder) -> Resume | None:
+    """The latest checkpoint that can be read; None if there is none at all. Every rank finds the same.
+
+    Raises:
+        UsageError: There are checkpoints, and none of them can be read.
+    """
+    problems: dict[Path, str] = {}
+    for path in (run.last, run.previous):
+        if not path.is_file():
+            continue
+        try:
+            found = _read(path)
+        except _DamagedError as problem:
+            problems[path] = str(problem)
+            continue
+        for bad, reason in problems.items():
+            say(f"warning: {bad} cannot be read ({reason}): going on from {path}, step {found.step}, instead")
+        return found
+    if problems:
+        reasons = "; ".join(f"{path}: {reason}" for path, reason in problems.items())
+        raise UsageError(
+            f"no checkpoint of {run.root} can be read ({reasons}): put a copy of one in its place, or train again from "
+            "the beginning with --fresh"
+        )
+    return None
+
+
+def check_readable(path: Path, remedy: str) -> None:
+    """Raise `UsageError`, which ends in the remedy, if a checkpoint is damaged."""
+    try:
+        _check_bytes(path)
+    except _DamagedError as problem:
+        raise UsageError(f"{path} cannot be read ({problem}): {remedy}") from None
 
 
 def remove_unfinished(run: RunFolder) -> None:
     """Delete what a killed process was writing."""
     for file in run.checkpoints.glob(".*.ckpt"):
         file.unlink(missing_ok=True)
+
+
+class _DamagedError(Exception):
+    """Why a checkpoint is not the one that was written, in a few words."""
+
+
+def _check_bytes(path: Path) -> None:
+    """Compare every byte with the checksums that torch writes into the file and does not look at when it reads."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except Exception as error:  # damaged bytes make zipfile and zlib raise whatever they like
+        raise _DamagedError(str(error) or type(error).__name__) from None
+    if bad is not None:
+        raise _DamagedError(f"the checksum of {bad} is wrong")
+
+
+def _read(path: Path) -> Resume:
+    _check_bytes(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        ranks = content["callbacks"].get("RandomState", {}).get("ranks")
+        return Resume(path, int(content["global_step"]), None if ranks is None else len(ranks))
+    except Exception as error:
+        raise _DamagedError(f"no checkpoint of a training: {(str(error).splitlines() or [''])[0]}") from None
+
+
+def _keep_as_previous(run: RunFolder) -> None:
+    """By a second name for the same file, so that `last.ckpt` is never missing."""
+    try:
+        _check_bytes(run.last)
+    except _DamagedError:  # missing, or not worth the place of one that can be read
+        return
+    second = run.previous.with_name(f".{run.previous.name}")
+    second.unlink(missing_ok=True)
+    try:
+        os.link(run.last, second)
+    except OSError:  # a file system without hard links
+        os.replace(run.last, run.previous)
+        return
+    os.replace(second, run.previous)
+
+
+def _cause(problem: BaseException) -> BaseException:
+    """The error of the disk behind one of torch's, which says only at which byte writing ended."""
+    inner: BaseException | None = problem
+    while inner is not None:
+        if isinstance(inner, OSError):
+            return inner
+        inner = inner.__cause__ or inner.__context__
+    return problem

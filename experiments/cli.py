@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from experiments.errors import UsageError, nearest
+from experiments.errors import RunError, UsageError, nearest
 from experiments.parser import Parser, command_line
 from experiments.stop_signals import STOPPED_CODE, Stopped
 
@@ -72,6 +72,9 @@ def main(argv: Sequence[str]) -> int:
             return TERMINATED
         if isinstance(problem, OSError) and problem.errno in FULL:
             print(f"error: {full_disk(problem)}", file=sys.stderr)
+            return 1
+        if isinstance(problem, RunError):
+            print(f"error: {problem}", file=sys.stderr)
             return 1
         if not is_user_error(problem):
             raise

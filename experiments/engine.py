@@ -16,9 +16,11 @@ from experiments.checkpoint_files import WholeFiles
 from experiments.config import Composition
 from experiments.errors import UsageError
 from experiments.history_logger import StepLabels
+from experiments.non_finite import NonFinite
 from experiments.preemption import StopInOrder
 from experiments.progress import IntervalLine, ThroughputBar
 from experiments.randomness import RandomState
+from experiments.ranks import Ranks
 from experiments.runs import RunFolder
 from experiments.stop_signals import StopSignals
 from experiments.tasks import Task
@@ -37,6 +39,8 @@ class Engine(NamedTuple):
     checkpoint: ModelCheckpoint
     throughput: Throughput
     interval_line: IntervalLine
+    non_finite: NonFinite
+    ranks: Ranks
     config: dict[str, Any]  # with every default spelt out
 
 
@@ -62,8 +66,9 @@ def build(composition: Composition, run: RunFolder, signals: StopSignals | None 
     except (ArgumentError, ValueError, MisconfigurationException) as problem:
         raise UsageError(_said(problem)) from problem
     task.connect(cli.model, cli.datamodule)
-    built = cli.model, cli.datamodule, cli.trainer, cli.config_init.evaluation, cli.config_init.checkpoint
-    return Engine(task, *built, throughput, line, cli.resolved())
+    callbacks = cli.config_init
+    built = cli.model, cli.datamodule, cli.trainer, callbacks.evaluation, callbacks.checkpoint
+    return Engine(task, *built, throughput, line, callbacks.non_finite, callbacks.ranks, cli.resolved())
 
 
 class _ExperimentCLI(LightningCLI):
@@ -100,7 +105,10 @@ class _ExperimentCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
         if graph_of(self.model) is not None:
             self.trainer_defaults["callbacks"].append(self.config_init.graph_refresh)
-        return super().instantiate_trainer(logger=False, plugins=[WholeFiles()], **kwargs)
+        self.config_init.non_finite.file = self.run.non_finite
+        trainer = super().instantiate_trainer(logger=False, plugins=[WholeFiles(self.run)], **kwargs)
+        self.config_init.ranks.limit(trainer.strategy)
+        return trainer
 
     def resolved(self) -> dict[str, Any]:
         """The configuration with all defaults, as plain YAML values; the run folder's own path left out."""

@@ -1,4 +1,4 @@
-"""The one exception of this package that is meant for users, and the hint that goes with a misspelt name."""
+"""The exceptions of this package that are meant for users, and the hint that goes with a misspelt name."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from collections.abc import Iterable
 
 class UsageError(ValueError):
     """Wrong command, configuration or input: the message names the key or path and the remedy. Exit code 2."""
+
+
+class RunError(RuntimeError):
+    """A run that was asked for correctly cannot go on: the message says why and what then. Exit code 1."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

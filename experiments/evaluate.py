@@ -262,7 +262,12 @@ def checkpoint_of(run: RunFolder, given: str | None) -> str | None:
     """The checkpoint a command means: the one given, else the run's best, else none."""
     if given and not os.path.isfile(given):
         raise UsageError(f"--ckpt_path {given}: no such file")
-    return given or (str(run.best) if run.best.is_file() else None)
+    if given or not run.best.is_file():
+        return given or None
+    from experiments.checkpoint_files import check_readable
+
+    check_readable(run.best, "give another one with --ckpt_path, or train again with --fresh")
+    return str(run.best)
 
 
 __all__ = ["HOME", "checkpoint_of", "evaluate_run", "evaluate_untrained", "measure", "reopen", "show_split"]

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from experiments.history import read_history
 from experiments.machine import rank
+from experiments.runs import write_text
 
 
 class StepLabels(Callback):
@@ -34,8 +35,7 @@ class History(Logger):
         self.path = path
         if rank() == 0:
             kept = [row for row in read_history(path) if resumed_at_step is not None and row["step"] < resumed_at_step]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+            write_text(path, "".join(json.dumps(row) + "\n" for row in kept))  # killed meanwhile, it loses no row
 
     @property
     def name(self) -> str:

@@ -60,7 +60,8 @@ class StopInOrder(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._hold()
         if trainer.world_size > 1:
-            self._group = dist.new_group(backend="gloo")
+            timeout = getattr(trainer.strategy, "_timeout", None)  # as everywhere else: `ranks.timeout_s`
+            self._group = dist.new_group(backend="gloo", timeout=timeout)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if number := self._agreed():

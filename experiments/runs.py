@@ -42,6 +42,8 @@ TRAINER_KEYS = (
     "gradient_clip_algorithm",
 )
 NOT_IDENTITY = {"data": {"folder", "num_workers", "pin_memory", "eval_batch_size"}, "evaluation": {"backend"}}
+# Sections that leave the numbers of a run that nothing happens to as they are.
+NO_IDENTITY = ("checkpoint", "speed", "non_finite", "ranks")
 SAME_FILE = "test-same"  # lists and per-query scores of the identical-product task, among a run's rankings
 
 
@@ -75,8 +77,18 @@ class RunFolder(NamedTuple):
         return self.checkpoints / "last.ckpt"
 
     @property
+    def previous(self) -> Path:
+        """The checkpoint before the last."""
+        return self.checkpoints / "previous.ckpt"
+
+    @property
     def rankings(self) -> Path:
         return self.root / "rankings"
+
+    @property
+    def non_finite(self) -> Path:
+        """Steps whose loss or gradient was not finite, if there were any."""
+        return self.root / "non_finite.jsonl"
 
     @property
     def graph(self) -> Path:
@@ -116,7 +128,7 @@ def config_hash(composition: Composition, extra: dict[str, Any] | None = None) -
         if section == "trainer":
             values = {k: v for k, v in values.items() if k in TRAINER_KEYS}
         differing = schema.differing(values, class_path)
-        if section in ("checkpoint", "speed") or (section == "graph_refresh" and not differing):
+        if section in NO_IDENTITY or (section == "graph_refresh" and not differing):
             continue  # the latter is younger than some runs, whose ids must stay
         identity[section] = differing
     text = json.dumps(identity, sort_keys=True, default=str, ensure_ascii=False)
@@ -169,7 +181,7 @@ def read_metrics(run: RunFolder) -> dict[str, Any]:
 def atomic(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends without an error.
 
-    A reader sees the old file or the new one, and a full disk loses neither.
+    A reader sees the old file or the new one, and neither a full disk nor a loss of power leaves half of one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
@@ -180,9 +192,20 @@ def atomic(path: Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp makes files nobody else may read
+        _to_disk(temporary)  # a name can reach the disk before what it stands for
         os.replace(temporary, path)
+        _to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, would survive a loss of power."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:

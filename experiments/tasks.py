@@ -27,6 +27,8 @@ COMMON_CLASSES = {
     "trainer": "lightning.pytorch.Trainer",
     "checkpoint": "lightning.pytorch.callbacks.ModelCheckpoint",
     "speed": "lightning_modules.callbacks.speed.Speed",
+    "non_finite": "experiments.non_finite.NonFinite",
+    "ranks": "experiments.ranks.Ranks",
 }
 
 

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from experiments import machine, wandb_logger
-from experiments.checkpoint_files import remove_unfinished
+from experiments.checkpoint_files import Resume, check_readable, remove_unfinished, resume_point
 from experiments.config import Composition
 from experiments.engine import Engine, build
 from experiments.evaluate import measure
@@ -32,6 +32,7 @@ def train(composition: Composition, run: RunFolder, command: str, table: str | N
 
     Raises:
         Stopped: A stop signal came, and there is a checkpoint of the step that was in progress.
+        RunError: Another rank or a loader's worker is gone, or a loss was not finite.
     """
     with StopSignals() as signals:
         return _train(composition, run, command, table, signals)
@@ -43,7 +44,7 @@ def _train(
     machine.check_devices(composition.config["trainer"])
     if machine.rank() == 0:
         remove_unfinished(run)
-    resume = run.last if run.last.is_file() else None
+    resume = resume_point(run)
     engine = build(composition, run, signals)
     signals.pass_on = lambda number: _tell_children(engine, number)
     _check(engine)
@@ -53,14 +54,23 @@ def _train(
     except Stopped:
         wandb_logger.close(engine.trainer.loggers)
         raise
+    except (RuntimeError, ConnectionError, EOFError) as problem:
+        explained = engine.ranks.explained(problem, engine.trainer)
+        if explained is None:
+            raise
+        raise explained from problem
 
 
-def _run(composition: Composition, run: RunFolder, engine: Engine, command: str, resume: Path | None) -> dict[str, Any]:
+def _run(
+    composition: Composition, run: RunFolder, engine: Engine, command: str, resume: Resume | None
+) -> dict[str, Any]:
     write_config(run, composition, engine.config)
     untrained = _before_training(engine, again=resume is not None) if composition.task.has_untrained_floor else None
     if resume:
-        say(f"going on from {resume}")
-    engine.trainer.fit(engine.model, datamodule=engine.data, ckpt_path=resume, weights_only=True)
+        say(f"going on from {resume.checkpoint}, step {resume.step}")
+        _tell_of_other_ranks(resume, engine)
+    start = resume.checkpoint if resume else None
+    engine.trainer.fit(engine.model, datamodule=engine.data, ckpt_path=start, weights_only=True)
     best = _best(engine, run)
     record = _record(composition, run, engine, command, untrained, best)
     if machine.rank() == 0:
@@ -78,10 +88,18 @@ def _tell_children(engine: Engine, number: int) -> None:
         launcher.kill(number)
 
 
-def _loggers(composition: Composition, run: RunFolder, resume: Path | None, table: str | None) -> list[Any]:
-    step = None
-    if resume:
-        step = int(torch.load(resume, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+def _tell_of_other_ranks(resume: Resume, engine: Engine) -> None:
+    before, now, batch_size = resume.processes, engine.trainer.world_size, engine.data.batch_size
+    if before not in (None, now):
+        say(
+            f"warning: {resume.checkpoint} was written by {before} process(es), this run has {now}: a step is on "
+            f"{now} × {batch_size} samples instead of {before} × {batch_size}, in another order, and dropout draws "
+            "other numbers"
+        )
+
+
+def _loggers(composition: Composition, run: RunFolder, resume: Resume | None, table: str | None) -> list[Any]:
+    step = resume.step if resume else None
     return [History(run.history, step), *wandb_logger.open_logger(run, composition, step, table)]
 
 
@@ -119,6 +137,7 @@ def _best(engine: Engine, run: RunFolder) -> Path:
     if engine.interval_line.last_step != steps:
         left = steps - engine.interval_line.last_step
         say(f"the last {left} steps fill no interval and were not evaluated (data.steps_per_epoch)")
+    check_readable(run.best, "its weights are lost; train again with --fresh")
     best = torch.load(run.best, map_location="cpu", weights_only=True, mmap=True)["global_step"]
     say(f"tested: step {best} of {steps}, best by {engine.checkpoint.monitor}")
     return run.best
@@ -134,6 +153,8 @@ def _record(
 ) -> dict[str, Any]:
     steps = engine.trainer.global_step
     training = {f"training/{reason}": n for reason, n in all_skipped(engine.trainer).items()}
+    if engine.non_finite.steps:
+        training["training/non_finite_steps"] = engine.non_finite.steps
     skipped = {f"build/{reason}": n for reason, n in composition.data.skipped().items()} | training
     seconds = engine.throughput.seconds  # before a checkpoint is loaded, which restores its own
     pace = {name: round(value, 3) for name, value in engine.throughput.whole_run().items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from pathlib import Path
 
@@ -10,11 +9,11 @@ import pytest
 import torch
 
 from experiments.cli import main
-from experiments.history import read_history
 from experiments.stop_signals import STOPPED_CODE
 from lightning_modules.callbacks.retrieval_evaluation import RetrievalEvaluation
 from lightning_modules.callbacks.throughput import Throughput
 from tests.experiments.conftest import fit_words
+from tests.experiments.drills import check_same_run, curves
 from tests.experiments.fake_slurm import FakeSlurm
 from tests.experiments.interruption import check_same_weights, told_to_stop
 
@@ -22,7 +21,6 @@ STEP_BEGINS = (Throughput, "on_train_batch_start")
 EVALUATES = (RetrievalEvaluation, "on_validation_batch_start")
 # With dropout, so that random numbers count, and every step in the curves.
 WORDS = ("--model.dropout=0.2", "--trainer.log_every_n_steps=1")
-MEASURED = ("throughput/", "graph/seconds")  # by a clock
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +31,6 @@ def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         home = tmp_path_factory.mktemp("whole")
         assert main(fit_words(shards, home, *WORDS)) == 0
     return next(home.iterdir())
-
-
-def curves(run: Path) -> list[dict[str, float]]:
-    """All logged numbers in order, but for those that a clock measures."""
-    rows = [
-        {name: value for name, value in row.items() if not name.startswith(MEASURED)}
-        for row in read_history(run / "history.jsonl")
-    ]
-    return [row for row in rows if len(row) > 1]
 
 
 @pytest.mark.parametrize(
@@ -78,11 +67,7 @@ def test_a_stopped_run_ends_as_one_that_was_left_alone(
     assert not (run / "metrics.json").exists()
 
     assert main(words) == 0
-    check_same_weights(run, whole)
-    assert curves(run) == curves(whole)
-    found, expected = (json.loads((folder / "metrics.json").read_text()) for folder in (run, whole))
-    for key in ("run_id", "steps", "val", "test", "skipped"):
-        assert found[key] == expected[key], key
+    check_same_run(run, whole)
     lines = [
         [line.split("  ", 1)[1] for line in (f / "log.txt").read_text().splitlines() if "mean loss" in line]
         for f in (run, whole)
@@ -128,8 +113,5 @@ def test_a_run_with_an_entity_graph_goes_on_with_it(
                 assert main(words) == STOPPED_CODE
         assert main(words) == 0
         runs += (tmp_path / name).iterdir()
-    check_same_weights(*runs)
-    assert curves(runs[0]) == curves(runs[1])
+    check_same_run(*runs)
     assert any("graph/edges" in row for row in curves(runs[0]))
-    numbers = [json.loads((run / "metrics.json").read_text())["test"] for run in runs]
-    assert numbers[0] == numbers[1]
