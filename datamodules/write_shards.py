@@ -104,7 +104,10 @@ def build(
 def _plan(
     catalogue: Catalogue, folder: Path, shard_size: int, seed: int, content: dict[str, Any]
 ) -> Iterator[ShardJob]:
-    """Cut each split into shards of equal size (± 1); training samples shuffled, so that a shard is a random subset."""
+    """Cut each split into shards of equal size (± 1); training samples shuffled, so that a shard is a random subset.
+
+    Items known to give no sample go along, spread evenly, to be counted.
+    """
     settings = [catalogue.name, catalogue.settings(), content, seed, shard_size, SCHEMA_VERSION]
     common = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for split_number, split in enumerate(SPLITS):
@@ -112,12 +115,19 @@ def _plan(
         order = np.arange(len(items))
         if split == "train":
             order = np.random.default_rng((seed, split_number)).permutation(len(items))
-        num_shards = -(-len(items) // shard_size)
+        if not len(items):
+            continue
+        absent = getattr(items, "absent_N", np.zeros(len(items), dtype=bool))[order]
+        num_shards = max(1, -(-int((~absent).sum()) // shard_size))
         first = 0
-        for number, rows in enumerate(np.array_split(order, num_shards) if num_shards else []):
-            chosen = [items[int(row)] for row in rows]
+        parts = [np.array_split(part, num_shards) for part in (order[~absent], order[absent])]
+        for number, (present, missing) in enumerate(zip(*parts, strict=True)):
+            rows = np.concatenate([present, missing])
+            # A plan that can be cut keeps its compact form: a million items as objects take a gigabyte.
+            chosen: Any = items.take(rows) if hasattr(items, "take") else [items[int(row)] for row in rows]
             digest = common.copy()
-            digest.update(repr((split, number, first, chosen)).encode("utf-8", "replace"))
+            planned = (split, number, first, list(chosen), *([len(present)] if len(missing) else []))
+            digest.update(repr(planned).encode("utf-8", "replace"))
             yield ShardJob(folder, split, number, first, chosen, digest.hexdigest())
             first += len(chosen)
 

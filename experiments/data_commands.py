@@ -10,6 +10,8 @@ from typing import Any
 import yaml
 
 from experiments.config import Loader
+from experiments.download_options import SOURCE as DOWNLOADABLE
+from experiments.download_options import add_download_options, check_download_options, download_pictures
 from experiments.entity_options import add_entity_options, chosen, entity_settings, say_entities
 from experiments.errors import UsageError, nearest
 from experiments.output import say
@@ -49,8 +51,10 @@ def _build(words: list[str]) -> int:
     parser.add_argument("--no-pictures", action="store_true", help="store the regions only; pictures may be missing")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="further setting of the source")
     parser.add_argument("--no-entities", action="store_true", help="find none; `data entities` can add them later")
+    add_download_options(parser)
     add_entity_options(parser)
     options = parser.parse(words)
+    check_download_options(options)
     out = options.out or Path("data") / options.source
     writing: dict[str, Any] = {name: getattr(options, name) for name in ("shard_size", "workers", "seed", "vocab_size")}
     settings = dict(_setting(text) for text in options.set)
@@ -65,6 +69,8 @@ def _build(words: list[str]) -> int:
     if options.no_entities and chosen(options):
         raise UsageError("--no-entities: leave it out, or leave out the options that say where entities come from")
     entities = entity_settings(options) if chosen(options) else None  # a wrong option is told before the shards
+    if options.source == DOWNLOADABLE and not options.no_download and not options.no_pictures:
+        download_pictures(options.raw, settings, options)
     build(options.source, options.raw, out, settings, {k: v for k, v in writing.items() if v is not None}, False)
     if entities is not None:
         _add_entities(out, *entities)
@@ -117,6 +123,7 @@ def build(
         mine: Mine entities from the training captions if the folder has none.
     """
     from datamodules.catalogues import open_catalogue, options_of
+    from datamodules.folder_summary import SKIPPED_FILE
     from datamodules.manifest import read_manifest
     from datamodules.write_shards import build as write
 
@@ -131,6 +138,8 @@ def build(
     for name, entry in manifest["splits"].items():
         skipped = ", ".join(f"{reason} {count}" for reason, count in sorted(entry["skipped"].items())) or "none"
         say(f"{name:<8} {entry['samples']} samples in {len(entry['shards'])} shards, skipped: {skipped}")
+    if any(entry["skipped"] for entry in manifest["splits"].values()):
+        say(f"         which, and why: {out / SKIPPED_FILE}")
     if manifest["regions"]:
         sizes = manifest["regions"]
         classes = f", scores of {sizes['classes']} classes" if sizes.get("classes") else ""
