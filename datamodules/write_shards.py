@@ -32,6 +32,7 @@ from datamodules.manifest import (
 )
 from datamodules.region_sets import remove_region_set, sets_on_disk
 from datamodules.region_sources.store import RegionStore
+from datamodules.remote import remote_of
 from datamodules.shard_writer import RECEIPTS, Options, RegionSource, ShardJob, read_receipt, write_shard
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,8 @@ def build(
     if shard_size < 1 or workers < 1 or vocab_size < 6 or seed < 0:
         raise DataError("data build: shard_size and workers should be at least 1, vocab_size 6, seed 0.")
     folder = Path(out)
+    if remote_of(folder) is not None:
+        raise DataError(f"{folder} is linked to shards elsewhere, and holds none. Choose another OUT, or delete it.")
     region_settings = plain(regions.settings()) if isinstance(regions, RegionStore) else None
     content = {"pictures": pictures, "regions": region_settings or regions is not None}
     jobs = list(_plan(catalogue, folder, shard_size, seed, content))

@@ -17,7 +17,7 @@ from experiments.errors import UsageError, nearest
 from experiments.output import say
 from experiments.parser import Parser
 
-ACTIONS = ("build", "entities", "verify", "score-entities")
+ACTIONS = ("build", "link", "entities", "verify", "score-entities")
 
 
 def data_command(words: list[str]) -> int:
@@ -28,11 +28,12 @@ def data_command(words: list[str]) -> int:
         score_entities_command(words[1:])
         return 0
     if words and words[0] in ACTIONS:
-        return {"build": _build, "entities": _entities, "verify": _verify}[words[0]](words[1:])
+        return {"build": _build, "link": _link, "entities": _entities, "verify": _verify}[words[0]](words[1:])
     if words and words[0] not in ("-h", "--help"):
         raise UsageError(f"data {words[0]}: {nearest(words[0], ACTIONS)}")
     say(
-        "usage: python -m experiments data build SOURCE --raw R --out O | data entities O | data verify O | "
+        "usage: python -m experiments data build SOURCE --raw R --out O | data link ADDRESS --out O | "
+        "data entities O | data verify O | "
         "data score-entities --train F --gold F   (--help after each)"
     )
     return 0 if words else 2
@@ -76,6 +77,22 @@ def _build(words: list[str]) -> int:
         _add_entities(out, *entities)
     elif not options.no_entities:
         mine_entities(out)
+    return 0
+
+
+def _link(words: list[str]) -> int:
+    parser = Parser("data link", "a local folder for shards that lie on a server; tars are fetched when they are read")
+    parser.add_argument("address", metavar="ADDRESS", help="http(s)://…, s3://…, gs://…, or 'pipe:command with {}'")
+    parser.add_argument("--out", type=Path, metavar="O", required=True, help="the local folder")
+    parser.add_argument("--cache", action="store_true", help="keep fetched tars in it")
+    options = parser.parse(words)
+    from datamodules.remote import link
+
+    manifest: Any = link(options.address, options.out, options.cache)
+    shards = [shard for entry in manifest["splits"].values() for shard in entry["shards"]]
+    size = sum(shard["bytes"] for shard in shards) / 1e9
+    kept = "kept once fetched" if options.cache else "fetched at each reading"
+    say(f"{options.out} (data hash {manifest['data_hash']}): {len(shards)} shards of {size:.1f} GB, {kept}")
     return 0
 
 
