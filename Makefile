@@ -41,8 +41,9 @@ test: setup ## the test suite, on CPU and offline
 test-all: setup ## the test suite with the long ones
 	@$(PY) -m pytest
 
-data: setup ## raw source to shard folder: DATA=<name> [SOURCE=synthetic|grocery|photos|product1m] [RAW=…] [OUT=…] [REGIONS=…]
+data: setup ## raw source, or the address of finished shards, to shard folder: DATA=<name> [URL=…] [SOURCE=synthetic|grocery|photos|product1m] [RAW=…] [OUT=…] [REGIONS=…]
 	@$(if $(DATA),,echo "make data wants DATA=<name>, for example make data DATA=synthetic" >&2; exit 2;) \
+	$(if $(URL),$(CLI) data link '$(URL)' --out '$(or $(OUT),data/$(DATA))' $(ARGS); exit;) \
 	$(CLI) data build '$(or $(SOURCE),$(DATA))' $(call option,--raw,$(RAW)) $(call option,--regions,$(REGIONS)) --out '$(or $(OUT),data/$(DATA))' $(ARGS)
 
 train: setup ## train and test: EXP=capture [DATA=<name|folder>] [SCALE=paper|small|tiny] [SEED=0] [ARGS="--model.lr=5e-5"]

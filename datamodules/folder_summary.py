@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from datamodules.annotations import AnnotationRow, write_rows
 from datamodules.catalogues.record import SPLITS, Catalogue
@@ -20,26 +23,29 @@ from datamodules.manifest import (
     data_hash,
     write_atomically,
 )
-from datamodules.near_duplicates import METHOD, Fingerprint, across_splits
+from datamodules.near_duplicates import METHOD, Fingerprint, Prints, across_splits
 from datamodules.shard_writer import RegionSizes, ShardJob, larger_of, read_receipt
 
 log = logging.getLogger(__name__)
+
+SKIPPED_FILE = "skipped.tsv"
 
 _QUERY_SPLITS = ("val", "test")
 
 
 class _Tally:
-    """Sums over receipts, in row order."""
+    """Sums over receipts, in row order. Of a training sample some 80 bytes are kept: there may be millions."""
 
     def __init__(self) -> None:
         self.splits: dict[str, SplitEntry] = {
             split: SplitEntry(samples=0, single=0, multi=0, unknown=0, skipped={}, unscorable=0, shards=[])
             for split in SPLITS
         }
-        self.rows: dict[str, list[AnnotationRow]] = {split: [] for split in SPLITS}
-        self.prints: dict[str, list[tuple[str, Fingerprint]]] = {split: [] for split in SPLITS}
+        self.rows: dict[str, list[AnnotationRow]] = {split: [] for split in SPLITS[1:]}
+        self.prints = {split: Prints() for split in SPLITS}
         self.regions = RegionSizes()
-        self._seen: dict[str, str] = {}
+        self.labels: set[str] = set()
+        self.id_hashes = array("q")
 
     def add(self, job: ShardJob, receipt: dict[str, Any]) -> None:
         entry, kinds = self.splits[job.split], receipt["kinds"]
@@ -52,25 +58,19 @@ class _Tally:
             entry["shards"].append(receipt["shard"])
         self.regions = larger_of(self.regions, RegionSizes(*receipt["regions"]), f"shard {job.file}")
         for row in receipt["rows"]:
-            self._check_unique(row, job)
-            self.rows[job.split].append(AnnotationRow(row["id"], row["caption"], row["source"], tuple(row["labels"])))
+            self.id_hashes.append(hash(row["id"]))
+            self.labels.update(row["labels"])
+            if job.split != "train":
+                row_read = AnnotationRow(row["id"], row["caption"], row["source"], tuple(row["labels"]))
+                self.rows[job.split].append(row_read)
             if row["print"] is not None:
-                self.prints[job.split].append((row["id"], Fingerprint(*row["print"])))
-
-    def _check_unique(self, row: dict[str, Any], job: ShardJob) -> None:
-        here = f"{job.split} ({row['source']})"
-        if row["id"] in self._seen:
-            raise DataError(
-                f"Duplicate item id '{row['id']}': once in {self._seen[row['id']]}, once in {here}. "
-                "Give each item an id of its own in the raw data, then build again."
-            )
-        self._seen[row["id"]] = here
+                self.prints[job.split].add(row["id"], Fingerprint(*row["print"]))
 
 
 def summarise(
     folder: Path, jobs: Sequence[ShardJob], catalogue: Catalogue, name: str, build: dict[str, Any], pictures: bool
 ) -> Manifest:
-    """The manifest of the written shards; writes annotations and tokenizer on the way.
+    """The manifest of the written shards; writes annotations, tokenizer and the list of skipped items on the way.
 
     Args:
         build: settings of the writer, kept for the next build to compare with.
@@ -81,12 +81,13 @@ def summarise(
     tally = _Tally()
     for job in jobs:
         tally.add(job, receipt_of(job))
-    if not tally.rows["train"]:
+    _refuse_duplicates(jobs, tally.id_hashes)
+    if not tally.splits["train"]["samples"]:
         raise DataError(f"{folder}: not one usable training sample; skipped: {tally.splits['train']['skipped']}.")
     for split in SPLITS[1:]:
         write_rows(folder, split, tally.rows[split])
-    tokenizer = _write_tokenizer(folder, [row.caption for row in tally.rows["train"]], build["vocab_size"])
-    labels = {label for rows in tally.rows.values() for row in rows for label in row.labels}
+    _write_skipped(folder, jobs)
+    tokenizer = _write_tokenizer(folder, lambda: _train_captions(jobs), build["vocab_size"])
     return Manifest(
         schema_version=SCHEMA_VERSION,
         name=name,
@@ -96,13 +97,51 @@ def summarise(
         tokenizer=tokenizer,
         pictures=pictures,
         splits=tally.splits,
-        labels={"count": len(labels), "without_gallery": _count_unscorable(tally)},
+        labels={"count": len(tally.labels), "without_gallery": _count_unscorable(tally)},
         regions=_regions(tally.regions),
         near_duplicates=_near_duplicates(folder, tally.prints),
         entities=None,
         region_sets={},
         data_hash=data_hash(folder, tally.splits),
     )
+
+
+def _refuse_duplicates(jobs: Sequence[ShardJob], hashes: array[int]) -> None:
+    """Hashes tell whether to look at all; only then are ids kept, of those that might stand twice."""
+    values, counts = np.unique(np.asarray(hashes), return_counts=True)
+    suspects = set(values[counts > 1].tolist())
+    if not suspects:
+        return
+    seen: dict[str, str] = {}
+    for job in jobs:
+        for row in receipt_of(job)["rows"]:
+            if hash(row["id"]) not in suspects:
+                continue
+            here = f"{job.split} ({row['source']})"
+            if row["id"] in seen:
+                raise DataError(
+                    f"Duplicate item id '{row['id']}': once in {seen[row['id']]}, once in {here}. "
+                    "Give each item an id of its own in the raw data, then build again."
+                )
+            seen[row["id"]] = here
+
+
+def _train_captions(jobs: Sequence[ShardJob]) -> Iterator[str]:
+    for job in jobs:
+        if job.split == "train":
+            for row in receipt_of(job)["rows"]:
+                yield row["caption"]
+
+
+def _write_skipped(folder: Path, jobs: Sequence[ShardJob]) -> None:
+    """Every item that did not get in, by name: the manifest only counts them."""
+    temporary = folder / f".{SKIPPED_FILE}.tmp"
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write("split\treason\tid\tdetail\n")
+        for job in jobs:
+            for reason, item_id, detail in receipt_of(job)["left_out"]:
+                file.write("\t".join((job.split, reason, item_id, " ".join(detail.split()))) + "\n")
+    temporary.replace(folder / SKIPPED_FILE)
 
 
 def _regions(sizes: RegionSizes) -> dict[str, Any] | None:
@@ -139,15 +178,15 @@ def _count_unscorable(tally: _Tally) -> list[str]:
     return sorted(missing)
 
 
-def _write_tokenizer(folder: Path, captions: list[str], vocab_size: int) -> dict[str, Any]:
+def _write_tokenizer(folder: Path, captions: Callable[[], Iterable[str]], vocab_size: int) -> dict[str, Any]:
     from datamodules.tokenizer import train_wordpiece
 
-    text = train_wordpiece(lambda: captions, vocab_size)
+    text = train_wordpiece(captions, vocab_size)
     write_atomically(folder / TOKENIZER_FILE, text.encode("utf-8"))
     return {"file": TOKENIZER_FILE, "vocab_size": len(json.loads(text)["model"]["vocab"])}
 
 
-def _near_duplicates(folder: Path, prints: dict[str, list[tuple[str, Fingerprint]]]) -> dict[str, Any]:
+def _near_duplicates(folder: Path, prints: Mapping[str, Prints]) -> dict[str, Any]:
     report = across_splits(prints)
     if report["pairs_across_splits"]:
         split, item, other_split, other = report["examples"][0]

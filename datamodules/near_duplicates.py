@@ -6,7 +6,8 @@ agree as well.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,16 +37,43 @@ def fingerprint(image: Image.Image) -> Fingerprint:
     return Fingerprint(str(imagehash.phash(image)), small.tobytes().hex())
 
 
-def across_splits(prints: Mapping[str, Sequence[tuple[str, Fingerprint]]]) -> dict[str, Any]:
+class Prints:
+    """Fingerprints and ids of many pictures in some 70 bytes each: there may be millions."""
+
+    def __init__(self) -> None:
+        self._hashes, self._colours, self._ids = array("Q"), bytearray(), bytearray()
+
+    def __len__(self) -> int:
+        return len(self._hashes)
+
+    def add(self, item_id: str, one: Fingerprint) -> None:
+        """Append a picture."""
+        self._hashes.append(int(one.phash, 16))
+        self._colours += bytes.fromhex(one.colours)
+        self._ids += item_id.encode() + b"\n"
+
+    def ids(self, rows: Iterable[int]) -> list[str]:
+        """Ids of some rows."""
+        wanted = set(rows)
+        found = {row: one.decode() for row, one in enumerate(self._ids.splitlines()) if row in wanted} if wanted else {}
+        return [found[row] for row in rows]
+
+    def table(self) -> _Table:
+        """As arrays that share this memory: no more can be added while they are there."""
+        colours = np.frombuffer(self._colours, np.uint8)
+        return _Table(np.frombuffer(self._hashes, np.uint64), colours.reshape(len(self), -1))
+
+
+def across_splits(prints: Mapping[str, Prints]) -> dict[str, Any]:
     """Count near-duplicate pairs between different splits.
 
     Args:
-        prints: split -> (id, fingerprint) of its pictures.
+        prints: of the pictures of each split.
 
     Returns:
         The manifest's entry: method, pairs_across_splits, examples (split, id, split, id), complete.
     """
-    tables = {split: _table(rows) for split, rows in prints.items() if rows}
+    tables = {split: rows.table() for split, rows in prints.items() if len(rows)}
     names = list(tables)
     pairs, complete = 0, True
     examples: list[list[str]] = []
@@ -53,20 +81,15 @@ def across_splits(prints: Mapping[str, Sequence[tuple[str, Fingerprint]]]) -> di
         for second in names[number + 1 :]:
             found, all_seen = _pairs(tables[first], tables[second])
             pairs, complete = pairs + len(found), complete and all_seen
-            for one, other in found[: max(0, _EXAMPLES - len(examples))]:
-                examples.append([first, prints[first][one][0], second, prints[second][other][0]])
+            shown = found[: max(0, _EXAMPLES - len(examples))].T.tolist()
+            for one, other in zip(prints[first].ids(shown[0]), prints[second].ids(shown[1]), strict=True):
+                examples.append([first, one, second, other])
     return {"method": METHOD, "pairs_across_splits": pairs, "examples": examples, "complete": complete}
 
 
 class _Table(NamedTuple):
     hashes_N: np.ndarray  # uint64
-    colours_NC: np.ndarray  # int16
-
-
-def _table(rows: Sequence[tuple[str, Fingerprint]]) -> _Table:
-    hashes_N = np.array([int(one.phash, 16) for _, one in rows], np.uint64)
-    colours = np.frombuffer(bytes.fromhex("".join(one.colours for _, one in rows)), np.uint8)
-    return _Table(hashes_N, colours.reshape(len(rows), -1).astype(np.int16))
+    colours_NC: np.ndarray  # uint8
 
 
 def _pairs(first: _Table, second: _Table) -> tuple[np.ndarray, bool]:
@@ -103,5 +126,5 @@ def _agree(first: _Table, second: _Table, one: np.ndarray, other: np.ndarray) ->
     differing = first.hashes_N[one] ^ second.hashes_N[other]
     bits = np.unpackbits(differing.view(np.uint8).reshape(-1, 8), axis=1).sum(axis=1, dtype=np.int64)
     near = np.flatnonzero(bits <= MAX_HASH_BITS)
-    steps = np.abs(first.colours_NC[one[near]] - second.colours_NC[other[near]]).max(axis=1, initial=0)
+    steps = np.abs(first.colours_NC[one[near]].astype(np.int16) - second.colours_NC[other[near]]).max(axis=1, initial=0)
     return near[steps <= MAX_COLOUR_STEP]

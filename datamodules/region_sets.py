@@ -23,6 +23,7 @@ from datamodules.manifest import (
     Manifest,
     RegionSetEntry,
     RegionSplitEntry,
+    is_elsewhere,
     read_manifest,
     write_manifest,
 )
@@ -120,6 +121,8 @@ def check_region_set(folder: Path, splits: Iterable[str], manifest: Manifest, na
                     f"{sidecar['samples']} samples beside {shard['file']} with {shard['samples']}. "
                     + how_to_write(folder, name)
                 )
+            if is_elsewhere(path):
+                continue  # compared when it is fetched
             if not path.is_file():
                 raise DataError(
                     f"{path} of region set '{name}' is missing though {MANIFEST_FILE} lists it. "

@@ -12,6 +12,7 @@ from datamodules.errors import DataError
 from datamodules.manifest import ShardEntry
 from datamodules.plain_tar import NotPlainError, plain_members
 from datamodules.region_sets import how_to_write, set_of, sidecar_file
+from datamodules.remote import at_hand
 
 _IN_SHARDS, _IN_SIDECARS = {PICTURE, REGIONS, RECORD}, {REGIONS, TRUTH}
 
@@ -48,7 +49,13 @@ def _grouped(path: Path, suffixes: set[str]) -> Iterator[tuple[str, dict[str, by
     """(key, members by suffix) of each sample of a tar."""
     from webdataset.tariterators import group_by_keys
 
-    samples = group_by_keys(_members(str(path), suffixes))
+    with at_hand(path) as local:
+        yield from _samples(path, group_by_keys(_members(str(local), suffixes)), suffixes)
+
+
+def _samples(
+    path: Path, samples: Iterator[dict[str, Any]], suffixes: set[str]
+) -> Iterator[tuple[str, dict[str, bytes]]]:
     while True:
         try:
             sample = next(samples)
@@ -90,6 +97,17 @@ def read_range(folder: Path, shards: list[ShardEntry], rows: range) -> Iterator[
                 if sample.row >= rows.start:
                     yield sample
         first += shard["samples"]
+
+
+def open_url(url: str) -> Any:
+    """A stream of what webdataset can open: http(s), object storage, `pipe:`. Closing it raises if it broke off.
+
+    Raises:
+        OSError: on the way, or at the end.
+    """
+    from webdataset.gopen import gopen
+
+    return gopen(url, "rb")
 
 
 def import_reader() -> None:

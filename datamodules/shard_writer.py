@@ -75,6 +75,7 @@ def write_shard(catalogue: Catalogue, job: ShardJob, options: Options) -> None:
     """Make the items of a shard, write its tar, then its receipt (in this order: a receipt vouches for a tar)."""
     temporary = job.folder / f".{job.file}.{os.getpid()}.tmp"
     rows: list[dict[str, Any]] = []
+    left_out: list[Skipped] = []
     kinds, skipped, region_sizes = Counter[str](), Counter[str](), RegionSizes()
     try:
         with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
@@ -82,6 +83,7 @@ def write_shard(catalogue: Catalogue, job: ShardJob, options: Options) -> None:
                 made = _make(catalogue, job.split, item, options)
                 if isinstance(made, Skipped):
                     skipped[made.reason] += 1
+                    left_out.append(made)
                     if made.detail and skipped[made.reason] <= _NAMED_PER_SHARD:
                         log.warning("Left out %s item '%s', %s: %s", job.split, made.id, made.reason, made.detail)
                     continue
@@ -101,6 +103,7 @@ def write_shard(catalogue: Catalogue, job: ShardJob, options: Options) -> None:
         "kinds": kinds,
         "skipped": skipped,
         "regions": region_sizes,
+        "left_out": [(one.reason, one.id, one.detail) for one in left_out],
         "rows": rows,
     }
     write_atomically(job.receipt, json.dumps(receipt, ensure_ascii=False).encode("utf-8"))
@@ -111,8 +114,10 @@ def read_receipt(job: ShardJob) -> dict[str, Any] | None:
     try:
         receipt = json.loads(job.receipt.read_bytes())
         shard = receipt["shard"]
-        finished = receipt["digest"] == job.digest and (
-            not shard["samples"] or (job.folder / job.file).stat().st_size == shard["bytes"]
+        finished = (
+            "left_out" in receipt
+            and receipt["digest"] == job.digest
+            and (not shard["samples"] or (job.folder / job.file).stat().st_size == shard["bytes"])
         )
         return receipt if finished else None
     except (OSError, ValueError, KeyError, TypeError):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from datamodules.errors import DataError
 from datamodules.manifest import Manifest
+from datamodules.remote import at_hand
 
 PICTURE = ".jpg"  # ending of a sample's picture, whatever its codec
 
@@ -27,7 +28,8 @@ def stored_pictures(folder: Path, manifest: Manifest, split: str, rows: Iterable
         here = {row - first for row in wanted if first <= row < first + shard["samples"]}
         if here:
             try:
-                found |= {first + number: data for number, data in _pictures(folder / shard["file"], here).items()}
+                with at_hand(folder / shard["file"]) as path:
+                    found |= {first + number: data for number, data in _pictures(path, here).items()}
             except (OSError, tarfile.TarError) as error:
                 raise DataError(
                     f"Shard {folder / shard['file']} cannot be read ({error}). "

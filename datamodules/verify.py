@@ -18,6 +18,7 @@ from datamodules.manifest import (
     ShardEntry,
     data_hash,
     file_sha256,
+    is_elsewhere,
     iterate_shards,
     read_manifest,
 )
@@ -82,10 +83,11 @@ def _shard_problems(
 ) -> Iterator[str]:
     from datamodules.shard_reader import read_shard  # pulls in webdataset and torch
 
-    if not path.is_file():
+    elsewhere = is_elsewhere(path)  # then size and sha256 are compared as it is fetched
+    if not elsewhere and not path.is_file():
         yield f"{path}: missing."
         return
-    if path.stat().st_size != shard["bytes"] or file_sha256(path) != shard["sha256"]:
+    if not elsewhere and (path.stat().st_size != shard["bytes"] or file_sha256(path) != shard["sha256"]):
         yield f"{path}: size or sha256 differs from the manifest."
     count = 0
     try:

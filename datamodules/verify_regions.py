@@ -10,7 +10,7 @@ from typing import Any
 
 from datamodules.catalogues.record import SPLITS
 from datamodules.errors import DataError
-from datamodules.manifest import Manifest, RegionSetEntry, SidecarEntry, file_sha256
+from datamodules.manifest import Manifest, RegionSetEntry, SidecarEntry, file_sha256, is_elsewhere
 from datamodules.region_sets import WITH_TRUTH, how_to_write, set_hash, set_of
 from datamodules.regions import BadRegionsError, check_regions, unpack_regions
 
@@ -77,10 +77,11 @@ def _sidecar_problems(shard: Path, sidecar: SidecarEntry, entry: RegionSetEntry,
 
     path = shard.with_name(sidecar["file"])
     again = how_to_write(path.parent, set_of(path.name) or "", again=True)
-    if not path.is_file():
+    elsewhere = is_elsewhere(path)
+    if not elsewhere and not path.is_file():
         yield f"{path}: missing. {again}"
         return
-    if path.stat().st_size != sidecar["bytes"] or file_sha256(path) != sidecar["sha256"]:
+    if not elsewhere and (path.stat().st_size != sidecar["bytes"] or file_sha256(path) != sidecar["sha256"]):
         yield f"{path}: size or sha256 differs from the manifest. {again}"
     counts = Counter[str]()
     # A record may have any number of true boxes.

@@ -32,6 +32,7 @@ from datamodules.manifest import (
 )
 from datamodules.region_sets import remove_region_set, sets_on_disk
 from datamodules.region_sources.store import RegionStore
+from datamodules.remote import remote_of
 from datamodules.shard_writer import RECEIPTS, Options, RegionSource, ShardJob, read_receipt, write_shard
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,8 @@ def build(
     if shard_size < 1 or workers < 1 or vocab_size < 6 or seed < 0:
         raise DataError("data build: shard_size and workers should be at least 1, vocab_size 6, seed 0.")
     folder = Path(out)
+    if remote_of(folder) is not None:
+        raise DataError(f"{folder} is linked to shards elsewhere, and holds none. Choose another OUT, or delete it.")
     region_settings = plain(regions.settings()) if isinstance(regions, RegionStore) else None
     content = {"pictures": pictures, "regions": region_settings or regions is not None}
     jobs = list(_plan(catalogue, folder, shard_size, seed, content))
@@ -104,7 +107,10 @@ def build(
 def _plan(
     catalogue: Catalogue, folder: Path, shard_size: int, seed: int, content: dict[str, Any]
 ) -> Iterator[ShardJob]:
-    """Cut each split into shards of equal size (± 1); training samples shuffled, so that a shard is a random subset."""
+    """Cut each split into shards of equal size (± 1); training samples shuffled, so that a shard is a random subset.
+
+    Items known to give no sample go along, spread evenly, to be counted.
+    """
     settings = [catalogue.name, catalogue.settings(), content, seed, shard_size, SCHEMA_VERSION]
     common = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for split_number, split in enumerate(SPLITS):
@@ -112,12 +118,19 @@ def _plan(
         order = np.arange(len(items))
         if split == "train":
             order = np.random.default_rng((seed, split_number)).permutation(len(items))
-        num_shards = -(-len(items) // shard_size)
+        if not len(items):
+            continue
+        absent = getattr(items, "absent_N", np.zeros(len(items), dtype=bool))[order]
+        num_shards = max(1, -(-int((~absent).sum()) // shard_size))
         first = 0
-        for number, rows in enumerate(np.array_split(order, num_shards) if num_shards else []):
-            chosen = [items[int(row)] for row in rows]
+        parts = [np.array_split(part, num_shards) for part in (order[~absent], order[absent])]
+        for number, (present, missing) in enumerate(zip(*parts, strict=True)):
+            rows = np.concatenate([present, missing])
+            # A plan that can be cut keeps its compact form: a million items as objects take a gigabyte.
+            chosen: Any = items.take(rows) if hasattr(items, "take") else [items[int(row)] for row in rows]
             digest = common.copy()
-            digest.update(repr((split, number, first, chosen)).encode("utf-8", "replace"))
+            planned = (split, number, first, list(chosen), *([len(present)] if len(missing) else []))
+            digest.update(repr(planned).encode("utf-8", "replace"))
             yield ShardJob(folder, split, number, first, chosen, digest.hexdigest())
             first += len(chosen)
 

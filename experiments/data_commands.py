@@ -10,12 +10,14 @@ from typing import Any
 import yaml
 
 from experiments.config import Loader
+from experiments.download_options import SOURCE as DOWNLOADABLE
+from experiments.download_options import add_download_options, check_download_options, download_pictures
 from experiments.entity_options import add_entity_options, chosen, entity_settings, say_entities
 from experiments.errors import UsageError, nearest
 from experiments.output import say
 from experiments.parser import Parser
 
-ACTIONS = ("build", "entities", "verify", "score-entities")
+ACTIONS = ("build", "link", "entities", "verify", "score-entities")
 
 
 def data_command(words: list[str]) -> int:
@@ -26,11 +28,12 @@ def data_command(words: list[str]) -> int:
         score_entities_command(words[1:])
         return 0
     if words and words[0] in ACTIONS:
-        return {"build": _build, "entities": _entities, "verify": _verify}[words[0]](words[1:])
+        return {"build": _build, "link": _link, "entities": _entities, "verify": _verify}[words[0]](words[1:])
     if words and words[0] not in ("-h", "--help"):
         raise UsageError(f"data {words[0]}: {nearest(words[0], ACTIONS)}")
     say(
-        "usage: python -m experiments data build SOURCE --raw R --out O | data entities O | data verify O | "
+        "usage: python -m experiments data build SOURCE --raw R --out O | data link ADDRESS --out O | "
+        "data entities O | data verify O | "
         "data score-entities --train F --gold F   (--help after each)"
     )
     return 0 if words else 2
@@ -49,8 +52,10 @@ def _build(words: list[str]) -> int:
     parser.add_argument("--no-pictures", action="store_true", help="store the regions only; pictures may be missing")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="further setting of the source")
     parser.add_argument("--no-entities", action="store_true", help="find none; `data entities` can add them later")
+    add_download_options(parser)
     add_entity_options(parser)
     options = parser.parse(words)
+    check_download_options(options)
     out = options.out or Path("data") / options.source
     writing: dict[str, Any] = {name: getattr(options, name) for name in ("shard_size", "workers", "seed", "vocab_size")}
     settings = dict(_setting(text) for text in options.set)
@@ -65,11 +70,29 @@ def _build(words: list[str]) -> int:
     if options.no_entities and chosen(options):
         raise UsageError("--no-entities: leave it out, or leave out the options that say where entities come from")
     entities = entity_settings(options) if chosen(options) else None  # a wrong option is told before the shards
+    if options.source == DOWNLOADABLE and not options.no_download and not options.no_pictures:
+        download_pictures(options.raw, settings, options)
     build(options.source, options.raw, out, settings, {k: v for k, v in writing.items() if v is not None}, False)
     if entities is not None:
         _add_entities(out, *entities)
     elif not options.no_entities:
         mine_entities(out)
+    return 0
+
+
+def _link(words: list[str]) -> int:
+    parser = Parser("data link", "a local folder for shards that lie on a server; tars are fetched when they are read")
+    parser.add_argument("address", metavar="ADDRESS", help="http(s)://…, s3://…, gs://…, or 'pipe:command with {}'")
+    parser.add_argument("--out", type=Path, metavar="O", required=True, help="the local folder")
+    parser.add_argument("--cache", action="store_true", help="keep fetched tars in it")
+    options = parser.parse(words)
+    from datamodules.remote import link
+
+    manifest: Any = link(options.address, options.out, options.cache)
+    shards = [shard for entry in manifest["splits"].values() for shard in entry["shards"]]
+    size = sum(shard["bytes"] for shard in shards) / 1e9
+    kept = "kept once fetched" if options.cache else "fetched at each reading"
+    say(f"{options.out} (data hash {manifest['data_hash']}): {len(shards)} shards of {size:.1f} GB, {kept}")
     return 0
 
 
@@ -117,6 +140,7 @@ def build(
         mine: Mine entities from the training captions if the folder has none.
     """
     from datamodules.catalogues import open_catalogue, options_of
+    from datamodules.folder_summary import SKIPPED_FILE
     from datamodules.manifest import read_manifest
     from datamodules.write_shards import build as write
 
@@ -131,6 +155,8 @@ def build(
     for name, entry in manifest["splits"].items():
         skipped = ", ".join(f"{reason} {count}" for reason, count in sorted(entry["skipped"].items())) or "none"
         say(f"{name:<8} {entry['samples']} samples in {len(entry['shards'])} shards, skipped: {skipped}")
+    if any(entry["skipped"] for entry in manifest["splits"].values()):
+        say(f"         which, and why: {out / SKIPPED_FILE}")
     if manifest["regions"]:
         sizes = manifest["regions"]
         classes = f", scores of {sizes['classes']} classes" if sizes.get("classes") else ""

@@ -9,7 +9,12 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from datamodules.pictures import FORMATS
+
 MAX_MEGAPIXELS = 64  # a decoded picture of this size takes 192 MB; larger ones are skipped before they are decoded
+MAX_BYTES = 64_000_000  # of a file; no shop serves larger ones
+
+_PAGE_STARTS = (b"<!doctype", b"<html", b"<?xml", b"<head", b"<body")
 
 # Tried by name: listing `images/` once per item would cost a scan of a million entries each time.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".JPG", ".JPEG", ".PNG", ".gif", ".bmp", ".tif", ".tiff", ".avif")
@@ -29,13 +34,12 @@ def find_picture(raw: Path, item_id: str, urls: Sequence[str]) -> Path:
     Raises:
         UnusablePictureError: "missing_picture".
     """
-    root = raw.resolve()
     for url in urls:
         if not url or "://" in url or "\0" in url or Path(url).is_absolute():
             continue
         path = (raw / url).resolve()
         # A list is data: it must not lead out of its own folder.
-        if path.is_relative_to(root) and path.is_file():
+        if path.is_relative_to(raw.resolve()) and path.is_file():
             return path
     for extension in EXTENSIONS:
         path = raw / "images" / f"{item_id}{extension}"
@@ -44,12 +48,21 @@ def find_picture(raw: Path, item_id: str, urls: Sequence[str]) -> Path:
     raise UnusablePictureError("missing_picture")
 
 
+def has_picture(raw: Path, item_id: str, urls: Sequence[str]) -> bool:
+    """Whether `find_picture` finds one."""
+    try:
+        find_picture(raw, item_id, urls)
+    except UnusablePictureError:
+        return False
+    return True
+
+
 def _open(data: bytes, max_megapixels: int) -> Image.Image:
     try:
         with warnings.catch_warnings():
             # Pillow warns at its own limit; ours is lower and counted.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
         raise UnusablePictureError("oversized_picture") from None
     except Exception:  # Pillow's plugins raise nearly anything on damaged data
@@ -59,16 +72,25 @@ def _open(data: bytes, max_megapixels: int) -> Image.Image:
     return image
 
 
-def read_picture(path: Path, max_megapixels: int = MAX_MEGAPIXELS) -> bytes:
+def read_picture(path: Path, max_megapixels: int = MAX_MEGAPIXELS, max_bytes: int = MAX_BYTES) -> bytes:
     """The bytes as found, after a trial decoding.
 
     Raises:
-        UnusablePictureError: "missing_picture", "undecodable_picture" or "oversized_picture".
+        UnusablePictureError: "missing_picture", "empty_file", "oversized_file", "html_page", "undecodable_picture" or
+            "oversized_picture".
     """
     try:
+        if path.stat().st_size > max_bytes:
+            raise UnusablePictureError("oversized_file")
         data = path.read_bytes()
     except OSError:
         raise UnusablePictureError("missing_picture") from None
+    if not data:
+        raise UnusablePictureError("empty_file")
+    if (
+        data[:256].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_PAGE_STARTS)
+    ):  # servers say 404 with status 200, too
+        raise UnusablePictureError("html_page")
     image = _open(data, max_megapixels)
     try:
         image.draft("RGB", (32, 32))  # JPEG: all data is read, but only 1/8 of the size is reconstructed

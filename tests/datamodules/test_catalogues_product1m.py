@@ -65,7 +65,7 @@ def test_unusable_samples_are_skipped_with_their_reason(raw):
     catalogue = open_catalogue("product1m", raw, max_megapixels=1)
     reasons = {record.id: record.reason for record in iterate(catalogue, "train") if isinstance(record, Skipped)}
     assert reasons == {
-        "torn": "undecodable_picture", "page": "undecodable_picture", "huge": "oversized_picture",
+        "torn": "undecodable_picture", "page": "html_page", "huge": "oversized_picture",
         "gone": "missing_picture", "mute": "empty_caption", "escape": "missing_picture",
     }  # fmt: skip
 
@@ -78,7 +78,6 @@ def test_unusable_samples_are_skipped_with_their_reason(raw):
         ("gallery", official("x1", "标题", "u", ""), ["product1m_gallery_ossurl_v2.txt:3", "label"]),
         ("gallery", official("x1", "标题", "u", "a#;#"), ["product1m_gallery_ossurl_v2.txt:3", "empty label"]),
         ("train", official("a/b", "标题", "u", None), ["product1m_train_ossurl_v2.txt:3", "a/b"]),
-        ("gallery", official("gallery0", "标题", "u", "a"), ["gallery0", "line 1", "line 3"]),
     ],
 )
 def test_bad_lines_name_file_and_line(raw, split, line, words):
@@ -86,6 +85,26 @@ def test_bad_lines_name_file_and_line(raw, split, line, words):
     with pytest.raises(DataError) as error:
         open_catalogue("product1m", raw).plan({"dev": "val"}.get(split, split))
     assert all(word in str(error.value) for word in words)
+
+
+def test_an_id_counts_once_and_training_gives_way_to_the_evaluation(raw):
+    add(raw, "gallery", official("gallery0", "又", "u", "a"))
+    for item_id in ("train1", "test0"):
+        add(raw, "train", official(item_id, "又", "u", None))
+    catalogue = open_catalogue("product1m", raw)
+    skipped = {s: [one for one in iterate(catalogue, s) if isinstance(one, Skipped)] for s in ("gallery", "train")}
+    assert [(one.id, one.reason) for one in skipped["train"]] == [
+        ("train1", "duplicate_id"),
+        ("test0", "duplicate_id"),
+    ]
+    assert skipped["gallery"] == [Skipped("gallery0", "duplicate_id", "line 3, also in line 1")]
+    assert list(catalogue.plan("train").absent_N) == [False, False, True, True]
+
+
+def test_an_id_in_two_lists_for_evaluation_is_refused_with_both_places(raw):
+    add(raw, "gallery", official("test0", "标题", "u", "a"))
+    with pytest.raises(DataError, match=r"test0 stands in .*test_ossurl_v2\.txt:1 and in .*gallery_ossurl_v2\.txt:3"):
+        open_catalogue("product1m", raw).plan("train")
 
 
 def test_text_that_is_not_utf8_names_file_and_line(raw):

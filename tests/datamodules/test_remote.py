@@ -1,0 +1,156 @@
+"""Shards on a web server: the same samples, the same guarantees, kept or fetched each time."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import threading
+from collections import Counter
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from datamodules import remote
+from datamodules.annotations import read_rows
+from datamodules.batch import InputSpec
+from datamodules.errors import DataError
+from datamodules.manifest import read_manifest
+from datamodules.product1m import Product1M
+from datamodules.remote import link
+from datamodules.shard_reader import read_shard
+from datamodules.stored_pictures import stored_pictures
+from datamodules.verify import verify
+from datamodules.write_shards import build
+from tests.datamodules.tiny_catalogue import TinyCatalogue
+
+COUNTS = {"train": 12, "val": 3, "test": 3, "gallery": 4}
+pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="webdataset opens http addresses with curl")
+
+
+class _Handler(SimpleHTTPRequestHandler):
+    def do_GET(self):
+        self.server.asked[self.path.rpartition("/")[2]] += 1
+        super().do_GET()
+
+    def log_message(self, *arguments):
+        """Quiet."""
+
+
+@pytest.fixture
+def there(tmp_path):
+    folder = tmp_path / "there" / "shop"
+    build(TinyCatalogue(COUNTS), folder, shard_size=6, vocab_size=60, progress=False)
+    return folder
+
+
+@pytest.fixture
+def server(there, monkeypatch):
+    monkeypatch.setattr(remote, "_WAIT_S", 0)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, directory=str(there.parent)))
+    server.asked = Counter()
+    server.address = f"http://127.0.0.1:{server.server_address[1]}/shop"
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def _ids(folder: Path, workers: int) -> list[list[str]]:
+    data = Product1M(str(folder), batch_size=4, num_workers=workers, steps_per_epoch=3)
+    data.use_input_spec(InputSpec("shards", visual_input="grid", image_size_px=16))
+    data.setup("fit")
+    batches = [batch.index_B.tolist() for batch in data.train_dataloader()]
+    data.teardown("fit")
+    return batches
+
+
+@pytest.mark.parametrize(("keep", "workers"), [(False, 0), (True, 1)])
+def test_a_linked_folder_trains_and_verifies_like_the_one_it_is_linked_to(tmp_path, there, server, keep, workers):
+    here = tmp_path / "here"
+    assert link(server.address, here, keep)["data_hash"] == read_manifest(there)["data_hash"]
+    assert not list(here.glob("*.tar")), "nothing large is fetched before it is read"
+    assert _ids(here, workers) == _ids(there, workers)
+    assert verify(here) == []
+    assert read_rows(here, "val", 3) == read_rows(there, "val", 3)
+    manifest = read_manifest(here)
+    assert stored_pictures(here, manifest, "test", [1]) == stored_pictures(there, manifest, "test", [1])
+    assert len(list(here.glob("*.tar"))) == (5 if keep else 0)
+    assert not list(here.glob(".*.tmp"))
+    fetched = server.asked["gallery-000000.tar"]
+    list(read_shard(here / "gallery-000000.tar"))
+    assert server.asked["gallery-000000.tar"] == fetched + (not keep)
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-600])
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[600] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [(_cut, "bytes, not"), (_flip, "another sha256"), (Path.unlink, "cannot be read"), (lambda path: None, "")],
+)
+def test_no_sample_of_another_shard_is_used_and_the_error_names_address_and_remedy(
+    tmp_path, there, server, damage, words
+):
+    link(server.address, tmp_path / "here")
+    damage(there / "val-000000.tar")
+    shard = tmp_path / "here" / "val-000000.tar"
+    if not words:
+        assert len(list(read_shard(shard))) == 3
+        return
+    with pytest.raises(DataError) as error:
+        next(read_shard(shard))
+    assert all(one in str(error.value) for one in (f"{server.address}/val-000000.tar", words, "data link ADDRESS"))
+    assert server.asked["val-000000.tar"] == 3, "tried again before giving up"
+    assert [words in problem for problem in verify(tmp_path / "here")].count(True) == 1
+
+
+def test_linking_again_takes_over_changes_and_keeps_what_is_the_same(tmp_path, there, server):
+    here = tmp_path / "here"
+    link(server.address, here, keep=True)
+    for name in ("train-000000", "val-000000"):
+        list(read_shard(here / f"{name}.tar"))
+    build(TinyCatalogue(COUNTS), there, shard_size=6, vocab_size=60, progress=False, seed=1)
+    assert link(server.address, here, keep=True) == read_manifest(there)
+    assert [path.name for path in here.glob("*.tar")] == ["val-000000.tar"]
+    assert verify(here) == []
+
+
+@pytest.mark.parametrize("file", ["annotations/val.txt", "tokenizer.json"])
+def test_small_files_that_do_not_belong_to_the_manifest_are_refused(tmp_path, there, server, file):
+    (there / file).write_bytes((there / file).read_bytes() + b" ")
+    with pytest.raises(DataError, match="data_hash does not follow"):
+        link(server.address, tmp_path / "here")
+    assert not (tmp_path / "here").exists()
+
+
+def test_a_command_is_run_only_if_the_user_names_it(tmp_path, there):
+    link(f"pipe:cat {shlex.quote(str(there))}/{{}}", tmp_path / "here")
+    assert verify(tmp_path / "here") == []
+    manifest = (there / "manifest.json").read_text()
+    (there / "manifest.json").write_text(manifest.replace("val-000000.tar", "pipe:touch x"))
+    with pytest.raises(DataError, match=r"splits\.val\.shards"):
+        link(f"pipe:cat {shlex.quote(str(there))}/{{}}", tmp_path / "other")
+
+
+def test_what_cannot_be_linked_says_why(tmp_path, there, server):
+    for address, words in (
+        ("ftp://host/shop", "should begin with one of"),
+        ("pipe:cat x", "where the file's name goes"),
+        (server.address + "-gone", r"manifest\.json cannot be read"),
+    ):
+        with pytest.raises(DataError, match=words):
+            link(address, tmp_path / "here")
+    with pytest.raises(DataError, match="shards of its own"):
+        link(server.address, there)
+    link(server.address, tmp_path / "here")
+    with pytest.raises(DataError, match="linked to shards elsewhere"):
+        build(TinyCatalogue(COUNTS), tmp_path / "here", progress=False)
