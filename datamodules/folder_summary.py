@@ -186,7 +186,7 @@ def _write_tokenizer(folder: Path, captions: Callable[[], Iterable[str]], vocab_
     return {"file": TOKENIZER_FILE, "vocab_size": len(json.loads(text)["model"]["vocab"])}
 
 
-def _near_duplicates(folder: Path, prints: Mapping[str, Prints]) -> dict[str, Any]:
+def _near_duplicates(folder: Path, prints: Mapping[Any, Prints]) -> dict[str, Any]:
     report = across_splits(prints)
     if report["pairs_across_splits"]:
         split, item, other_split, other = report["examples"][0]
