@@ -14,7 +14,7 @@ FALLBACK_OVERLAY = "photos"  # a folder of one's own: pictures and a tokenizer i
 
 # What to run where `make data DATA=<name>` alone is not enough. `…` is the reader's to fill in.
 BUILD_HINTS = {
-    "product1m": "make data DATA=product1m RAW=<folder with the official lists and images/>",
+    "product1m": "make data DATA=product1m RAW=<folder with the official lists>",
     "grocery": "make data DATA=grocery RAW=<the GroceryStoreDataset repository>",
     "fashion": "make data DATA=fashion SOURCE=photos RAW=<folder with a list of photos>",
     "photos": "make data DATA=photos RAW=<folder with a list of photos>",

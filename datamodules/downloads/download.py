@@ -128,7 +128,9 @@ def _fetch_column(
 
     raw, folder = Path(catalogue.raw), Path(catalogue.raw) / _BLOCKS / f"column-{column}"
     columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    total = sum(1 for _ in _wanted_lines(catalogue, column, failures)) or None
+    total = sum(_is_url(line.urls[column]) for line in _wanted_lines(catalogue, column, failures))
+    if not total and column == 1:
+        return
     with Progress(*columns, TextColumn("pictures"), disable=not progress) as bar:
         task = bar.add_task(f"url {column + 1}", total=total)
         done = 0
@@ -139,7 +141,7 @@ def _fetch_column(
             finish_block(folder, raw, column, fetch, bounds, failures, tell(done, size))
             done += size
             bar.update(task, completed=done)
-            log.info("url %d: %d of %s pictures tried.", column + 1, done, total)
+            log.info("url %d: %d of %d pictures tried.", column + 1, done, total)
 
         def tell(before: int, size: int) -> Callable[[int], None]:
             return lambda urls: bar.update(task, completed=before + min(urls, size))
