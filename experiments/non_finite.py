@@ -98,8 +98,8 @@ class NonFinite(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning adds it outside of the class
-        if pl_module.device.type == "cpu" or len(self._pending) >= every:
+        often: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if pl_module.device.type == "cpu" or len(self._pending) >= often:
             self._look()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

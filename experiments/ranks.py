@@ -96,12 +96,8 @@ def _is_of_a_worker(problem: Exception) -> bool:
 
 
 def _is_of_a_collective(problem: Exception) -> bool:
-    words = (
-        "gloo",
-        "Connection closed by peer",
-        "Connection reset by peer",
-        "Broken pipe",
-        "Timed out waiting",
-        "NCCL",
-    )
-    return isinstance(problem, dist.DistError) or any(word in str(problem) for word in words)
+    """By where it was raised, or (in a backward pass, which has no frames of its own) by the words of gloo and NCCL."""
+    words = ("gloo", "by peer", "Broken pipe", "Timed out waiting", "timeout caused pair closure", "NCCL")
+    raised_in = {frame.filename.rpartition("/")[2] for frame in traceback.extract_tb(problem.__traceback__)}
+    known = isinstance(problem, dist.DistError) or "distributed_c10d.py" in raised_in
+    return known or any(word in str(problem) for word in words)
