@@ -42,7 +42,7 @@ class _Tally:
             for split in SPLITS
         }
         self.rows: dict[str, list[AnnotationRow]] = {split: [] for split in SPLITS[1:]}
-        self.prints = {split: Prints() for split in SPLITS}
+        self.prints: dict[str, Prints] = {split: Prints() for split in SPLITS}
         self.regions = RegionSizes()
         self.labels: set[str] = set()
         self.id_hashes = array("q")

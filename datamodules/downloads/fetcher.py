@@ -26,6 +26,7 @@ _PYTHON = ">=3.10,<3.13"
 _HERE = Path(__file__).parent
 _LOCK = _HERE / "img2dataset.lock"
 _BODIES = "bodies"  # img2dataset's own folder: it takes any .json there for a sign of finished work
+_DONE = ".installed"  # in the environment, once it is whole
 _POLL_S = 1.0
 
 
@@ -141,10 +142,10 @@ def environment() -> Path:
     Raises:
         DataError: uv is missing, or the packages cannot be had.
     """
-    home = Path(sys.prefix) / "tools" / f"img2dataset-{VERSION}"
-    python, done = home / "bin" / "python", home / ".installed"
-    if done.is_file() and python.exists():
-        return python
+    if (there := installed()) is not None:
+        return there
+    home = _home()
+    python = home / "bin" / "python"
     ways_out = (
         f"Install img2dataset=={VERSION} yourself and name its interpreter with --img2dataset PYTHON, or leave the "
         "download out with --no-download."
@@ -161,8 +162,18 @@ def environment() -> Path:
         if result.returncode:
             reason = " ".join(result.stderr.split())[:500]
             raise DataError(f"img2dataset {VERSION} cannot be installed into {home} ({reason}). {ways_out}")
-    done.touch()
+    (home / _DONE).touch()
     return python
+
+
+def installed() -> Path | None:
+    """The interpreter of the environment, if it was made before."""
+    python = _home() / "bin" / "python"
+    return python if (_home() / _DONE).is_file() and python.exists() else None
+
+
+def _home() -> Path:
+    return Path(sys.prefix) / "tools" / f"img2dataset-{VERSION}"
 
 
 def _environment() -> dict[str, str]:

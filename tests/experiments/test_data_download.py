@@ -1,4 +1,4 @@
-"""`data build product1m` from lists alone, and `data link`, as typed; a stand-in lays files out as img2dataset does."""
+"""`data build product1m` from lists alone, and `data link`, as typed; a stand-in leaves the files of img2dataset."""
 
 from __future__ import annotations
 
