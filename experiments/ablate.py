@@ -26,7 +26,8 @@ from experiments.parser import Parser
 from experiments.recorded import runs_of
 from experiments.row_check import check_rows
 from experiments.run_pool import OUTPUT_FOLDER, End, Job, run_jobs
-from experiments.table_rows import Choice, open_table, parse_seeds
+from experiments.table_options import add_choice, choice_of
+from experiments.table_rows import open_table
 
 SHOWN = ("val", "test")
 Command = Callable[[PlannedRun], list[str]]
@@ -48,9 +49,7 @@ def ablate_command(description: str, words: list[str], command: Command = fit_co
     """
     parser = Parser("ablate", description)
     parser.add_argument("table", metavar="TABLE", help="rows of experiments/ablations/<table>.yaml")
-    parser.add_argument("--data", metavar="NAME|FOLDER", help="other data than the file's, for all rows")
-    parser.add_argument("--scale", metavar="NAME", help="another scale, for all rows")
-    parser.add_argument("--seeds", metavar="0,1,2", help="other seeds, for all rows")
+    add_choice(parser, where="all rows: ")
     parser.add_argument("--rows", metavar="A,B", help="only the rows of these labels")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at the same time (default: 1)")
     parser.add_argument("--launch", metavar="slurm|local", help="submit the runs as jobs (docs/cluster.md)")
@@ -68,7 +67,7 @@ def ablate_command(description: str, words: list[str], command: Command = fit_co
     if options.jobs < 1:
         raise UsageError(f"--jobs {options.jobs}: at least 1 run at a time")
     cluster = _cluster_options(options.launch, options.cluster)
-    table = open_table(options.table, Choice(options.data, options.scale, parse_seeds(options.seeds)))
+    table = open_table(options.table, choice_of(options))
     rows, here = choose_rows(table, options.rows), not (options.dry or options.launch)
     plan = plan_runs(table, rows, Path(options.runs), here, runs_of() if options.recorded else None)
     _say(describe(plan, options.jobs, every_run=options.dry))

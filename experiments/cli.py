@@ -197,13 +197,12 @@ def _sync(words: list[str]) -> int:
 
 def _table(words: list[str]) -> None:
     from experiments.table_forms import add_form_arguments, chosen_form, chosen_plot
+    from experiments.table_options import add_choice, choice_of
 
     parser = Parser("table", COMMANDS["table"])
     parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders")
     parser.add_argument("--table", metavar="NAME", help="rows of experiments/ablations/<name>.yaml")
-    parser.add_argument("--data", metavar="NAME|FOLDER", help="with --table: other data than its file's")
-    parser.add_argument("--scale", metavar="NAME", help="with --table: another scale")
-    parser.add_argument("--seeds", metavar="0,1,2", help="with --table: other seeds")
+    add_choice(parser)
     parser.add_argument(
         "--runs", dest="home", default="runs", metavar="DIR", help="with --table: where run folders are"
     )
@@ -212,9 +211,8 @@ def _table(words: list[str]) -> None:
     options = parser.parse(words)
     form, plot = chosen_form(options.format, options.out), chosen_plot(options.plot, options.metric)
     from experiments.table import make_table
-    from experiments.table_rows import Choice, parse_seeds
 
-    runs, choice = [Path(run) for run in options.runs], Choice(options.data, options.scale, parse_seeds(options.seeds))
+    runs, choice = [Path(run) for run in options.runs], choice_of(options)
     from experiments.recorded import homes
 
     command, home = command_line("table", words), Path(options.home)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from experiments.errors import UsageError
 from experiments.parser import Parser, command_line
+from experiments.table_options import add_choice, choice_of
 
 
 def report_command(description: str, words: list[str]) -> None:
@@ -17,18 +18,14 @@ def report_command(description: str, words: list[str]) -> None:
     parser = Parser("report", description)
     parser.add_argument("--run", metavar="RUN", help="run folder")
     parser.add_argument("--table", metavar="NAME", help="rows of experiments/ablations/<name>.yaml")
-    parser.add_argument("--data", metavar="NAME|FOLDER", help="with --table: other data than its file's")
-    parser.add_argument("--scale", metavar="NAME", help="with --table: another scale")
-    parser.add_argument("--seeds", metavar="0,1,2", help="with --table: other seeds")
+    add_choice(parser)
     parser.add_argument("--runs", default="runs", metavar="DIR", help="with --table: where run folders are")
     parser.add_argument("--recorded", action="store_true", help="with --table: also runs of experiments/results")
     parser.add_argument("--out", metavar="F", help="the page (default: in reports, named by the run or the table)")
     options = parser.parse(words)
     if bool(options.run) == bool(options.table):
         raise UsageError("report wants a run folder (RUN=runs/<run_id>) or TABLE=<name>, one of the two")
-    from experiments.table_rows import Choice, parse_seeds
-
-    choice = Choice(options.data, options.scale, parse_seeds(options.seeds))
+    choice = choice_of(options)
     if options.run:
         if choice.given():
             raise UsageError(f"{choice}: a run is what it is; only TABLE=<name> has other runs to choose")

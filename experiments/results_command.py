@@ -6,24 +6,22 @@ from pathlib import Path
 
 from experiments.config import HOME
 from experiments.parser import Parser, command_line
-from experiments.table_rows import Choice, parse_seeds, read_plan
+from experiments.table_options import add_choice, choice_of
+from experiments.table_rows import read_plan
 
 
 def results_command(description: str, words: list[str]) -> None:
     """Record a table where one is named; the README follows from what is recorded."""
     parser = Parser("results", description)
     parser.add_argument("--table", metavar="NAME", help="record this table of experiments/ablations/<name>.yaml first")
-    parser.add_argument("--data", metavar="NAME|FOLDER", help="with --table: other data than its file's")
-    parser.add_argument("--scale", metavar="NAME", help="with --table: another scale")
-    parser.add_argument("--seeds", metavar="0,1,2", help="with --table: other seeds")
+    add_choice(parser)
     parser.add_argument("--runs", default="runs", metavar="DIR", help="where run folders are (default: runs)")
     options = parser.parse(words)
     from experiments.recorded import RESULTS, homes, record_table
     from experiments.results_page import write_section
 
     if options.table:
-        choice = Choice(options.data, options.scale, parse_seeds(options.seeds))
-        plan = read_plan(options.table, choice, homes(Path(options.runs), recorded=True))
+        plan = read_plan(options.table, choice_of(options), homes(Path(options.runs), recorded=True))
         record = record_table(plan, options.table, command_line("results", words))
         from experiments.table_plot import draw
 

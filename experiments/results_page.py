@@ -9,13 +9,14 @@ from experiments.errors import UsageError
 from experiments.recorded import RESULTS, Record, records
 from experiments.runs import write_text
 from experiments.table import document
+from experiments.table_comparison import COMPARED
 from experiments.table_document import Document, Grid, Line
 from experiments.table_markdown import grid_markdown, superscript
 
 BEGIN, END = "<!-- results: begin, written by `make results` -->", "<!-- results: end -->"
 FIRST = ("methods", "pretext", "ege_graph", "instances")  # the tables a reader looks for, in this order
 READING = "reading.md"  # beside a table: what its numbers say, in words; by hand
-ONE_MODALITY = ("image only", "text only")
+ONE_MODALITY = tuple(filter(None, COMPARED))  # names of their columns begin so
 SHOWN_OF_BLOCK = ("product feature", "text only", "whole picture", "true boxes", "TF-IDF on captions")
 
 

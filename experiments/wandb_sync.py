@@ -19,7 +19,8 @@ from experiments.errors import UsageError
 from experiments.parser import Parser
 from experiments.run_lock import check_free
 from experiments.runs import RunFolder, run_folder
-from experiments.table_rows import Choice, compose_row, open_table, parse_seeds
+from experiments.table_options import add_choice, choice_of
+from experiments.table_rows import Choice, compose_row, open_table
 from experiments.wandb_labels import table_folder
 from experiments.wandb_segments import Segment, goes_on, read_records, segments, trim
 
@@ -50,15 +51,13 @@ def sync_command(description: str, words: list[str], upload: Upload | None = Non
     parser = Parser("sync", description)
     parser.add_argument("run", nargs="*", metavar="RUN", help="run folders")
     parser.add_argument("--table", metavar="NAME", help="the runs of a table, and the table itself if W&B has it")
-    parser.add_argument("--data", metavar="NAME|FOLDER", help="with --table: other data than its file's")
-    parser.add_argument("--scale", metavar="NAME", help="with --table: another scale")
-    parser.add_argument("--seeds", metavar="0,1,2", help="with --table: other seeds")
+    add_choice(parser)
     parser.add_argument("--runs", default="runs", metavar="DIR", help="with --table: where run folders are")
     parser.add_argument("--dry", action="store_true", help="print the commands and stop")
     options = parser.parse(words)
     if bool(options.run) == bool(options.table):
         raise UsageError("sync wants run folders (RUN=runs/<run_id>) or a table (TABLE=<name>), one of the two")
-    choice = Choice(options.data, options.scale, parse_seeds(options.seeds))
+    choice = choice_of(options)
     if options.table:
         folders = folders_of(options.table, choice, Path(options.runs))
     else:
