@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from experiments.config import HOME
+from experiments.errors import UsageError
 from experiments.parser import Parser, command_line
 from experiments.table_options import add_choice, choice_of
 from experiments.table_rows import read_plan
@@ -17,6 +18,8 @@ def results_command(description: str, words: list[str]) -> None:
     add_choice(parser)
     parser.add_argument("--runs", default="runs", metavar="DIR", help="where run folders are (default: runs)")
     options = parser.parse(words)
+    if not options.table and (options.data or options.scale or options.seeds):
+        raise UsageError("--data, --scale and --seeds choose runs of a table: name it with --table (make: TABLE=)")
     from experiments.recorded import RESULTS, homes, record_table
     from experiments.results_page import write_section
 

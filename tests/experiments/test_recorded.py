@@ -10,6 +10,7 @@ import pytest
 
 from experiments import recorded, results_page, table
 from experiments.errors import UsageError
+from experiments.results_command import results_command
 from experiments.runs import open_run, read_metrics, write_json
 from experiments.table_markdown import markdown
 from experiments.table_rows import Plan, Row
@@ -118,6 +119,11 @@ def test_a_readme_without_marks_stays_as_it_is(plan: Plan, tmp_path: Path) -> No
     with pytest.raises(UsageError, match="results: begin"):
         results_page.write_section(readme, tmp_path)
     assert readme.read_text() == "mine\n"
+
+
+def test_runs_are_chosen_of_a_table_only() -> None:
+    with pytest.raises(UsageError, match="--table"):
+        results_command("results", ["--data", "grocery"])
 
 
 def test_the_readme_of_the_repository_is_as_generated(tmp_path: Path) -> None:
