@@ -65,12 +65,13 @@ def record_table(plan: Plan, table: str, command: str, results: Path = RESULTS) 
     runs = [run for row in plan.rows for run in row.runs]
     if not runs:
         raise UsageError(f"{table}: no run has finished, so there is nothing to record; `make ablation TABLE={table}`")
+    made_at = commit(git_state())  # before the copies count as uncommitted changes
     for run in runs:
         keep_run(run, plan.columns, results)
     data = {record["data"] for row in plan.rows for record in row.records}
     folder = results / (f"{table}-{data.pop()}" if len(data) == 1 else table)
     rows = [{**_stored(row), "runs": [run.run_id for run in row.runs]} for row in plan.rows]
-    about: dict[str, Any] = {"table": table, "command": command, "commit": commit(git_state())}
+    about: dict[str, Any] = {"table": table, "command": command, "commit": made_at}
     about |= {"title": plan.title, "base": plan.base.label if plan.base else None}
     about |= {key: getattr(plan, key) for key in ("published_source", "costs", "blocks", "columns")}
     write_json(folder / "table.json", {**about, "rows": rows})
