@@ -127,6 +127,7 @@ def test_every_row_of_every_table_is_built(home: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # some eighty models one after the other: beside other work it has taken over ten minutes
 def test_every_row_of_every_table_takes_two_steps(home: Path) -> None:
     for group in distinct():
         with told(group[0]):
