@@ -70,7 +70,7 @@ report: setup ## one static HTML page: RUN=runs/<run_id>, or TABLE=<name> [DATA=
 sync: setup ## upload to W&B what was logged offline: RUN=runs/<run_id> or TABLE=<name> [DATA=…] [SCALE=…] [SEEDS=…] [DRY=1]
 	@$(CLI) sync $(RUN) $(call option,--table,$(TABLE)) $(table_choice) $(if $(filter-out 0,$(DRY)),--dry) $(ARGS)
 
-bench: setup ## throughput and memory of loader, training step and search; ARGS=graph: of the entity graph
+bench: setup ## throughput and memory of loader, training step and search; ARGS=graph: of the entity graph; ARGS=scale: what a million pairs take
 	@$(CLI) bench $(ARGS)
 
 doctor: ## versions, devices, vendor imports, and the remedy for what is broken; works without set-up

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # Blocks that every version of the rules splits at; rarer ideographs stay inside a unit, where the library splits them.
 _UNITS = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]|[^ \u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+")
 
-_MOST_UNITS = 200_000  # some tens of megabytes; then it starts afresh
+_MOST_UNITS = 50_000  # some ten megabytes; more than there are common characters and words. Then it starts afresh
 
 
 def splits_locally(rust: RustTokenizer) -> bool:

@@ -9,6 +9,7 @@ once per pass over any ranks × workers, and position n is found by adding up co
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import dropwhile, takewhile
 from math import gcd
 from typing import NamedTuple
 
@@ -74,6 +75,16 @@ def units_from(
         if passed + size > position:
             yield unit, max(0, position - passed)
         passed += size
+
+
+def samples_of_pass(
+    seed: int, shard_samples: Sequence[int], consumer: int, num_consumers: int, pass_number: int = 0
+) -> int:
+    """Raw samples that one consumer has of one pass."""
+    units = units_of(seed, len(shard_samples), consumer, num_consumers)
+    later = dropwhile(lambda unit: unit.pass_number < pass_number, units)
+    of_pass = takewhile(lambda unit: unit.pass_number == pass_number, later)
+    return sum(len(range(unit.part, shard_samples[unit.shard], unit.parts)) for unit in of_pass)
 
 
 def evaluation_batches(

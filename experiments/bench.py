@@ -1,4 +1,7 @@
-"""`bench`: throughput and memory of loader, step, search and graph, each measured beside its bare counterpart."""
+"""`bench`: throughput and memory of loader, step, search and graph, each measured beside its bare counterpart.
+
+`scale` has no counterpart: it measures what a million pairs take.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from experiments.errors import UsageError, nearest
+from experiments.machine import describe
 from experiments.output import say
 from experiments.parser import Parser
+from experiments.runs import git_state, write_text
+from experiments.table_origin import commit
 
 # name -> (module, function); each returns rows, {column: value}
 BENCHES = {
@@ -22,9 +28,10 @@ BENCHES = {
     "instances": ("experiments.bench_instances", "bench_instances"),
     "graph": ("experiments.bench_graph", "bench_graph"),
     "graph-losses": ("experiments.bench_methods", "bench_graph_losses"),
+    "scale": ("experiments.bench_scale", "bench_scale"),
 }
 # take longer than the step; of interest to who changes the step or the graph, or compares models
-BY_NAME_ONLY = {"parts", "methods", "graph", "graph-losses", "instances"}
+BY_NAME_ONLY = {"parts", "methods", "graph", "graph-losses", "instances", "scale"}
 
 
 def bench_command(words: list[str]) -> None:
@@ -36,20 +43,25 @@ def bench_command(words: list[str]) -> None:
         metavar="WHICH",
         help=f"{', '.join(BENCHES)} (default: all but {', '.join(sorted(BY_NAME_ONLY))})",
     )
-    parser.add_argument("--out", metavar="F", help="also write the rows as JSON")
+    parser.add_argument("--out", metavar="F", help="also write the rows as JSON, with machine and commit")
+    parser.add_argument("--folder", type=Path, metavar="D", help="of scale: a shard folder, built if it is not there")
+    parser.add_argument("--pairs", type=int, metavar="N", help="of scale: pairs in that folder (default: Product1M's)")
     options = parser.parse(words)
     for name in options.which:
         if name not in BENCHES:
             raise UsageError(f"bench {name}: {nearest(name, BENCHES)}")
-    found: dict[str, list[dict[str, Any]]] = {}
+    of_scale = {key: value for key in ("folder", "pairs") if (value := getattr(options, key)) is not None}
+    if of_scale and options.which != ["scale"]:
+        raise UsageError(f"--{next(iter(of_scale))} is an option of `bench scale` alone")
+    where = {"hardware": describe(), "git": git_state()}
+    found: dict[str, Any] = {}
     for name in options.which or [name for name in BENCHES if name not in BY_NAME_ONLY]:
         module, function = BENCHES[name]
-        found[name] = getattr(importlib.import_module(module), function)()
+        found[name] = getattr(importlib.import_module(module), function)(**of_scale)
         say(_render(name, found[name]))
+    say(f"on {where['hardware']['cpu']}, {where['hardware']['cores']} cores, at {commit(where['git'])}")
     if options.out:
-        from experiments.runs import write_text
-
-        write_text(Path(options.out), json.dumps(found, indent=2) + "\n")
+        write_text(Path(options.out), json.dumps({**found, **where}, indent=2) + "\n")
 
 
 def _render(title: str, rows: list[dict[str, Any]]) -> str:

@@ -41,8 +41,8 @@ def data_command(words: list[str]) -> int:
 
 def _build(words: list[str]) -> int:
     parser = Parser("data build", "raw source to shard folder; continues where an interrupted build stopped")
-    parser.add_argument("source", metavar="SOURCE", help="synthetic, grocery, photos or product1m")
-    parser.add_argument("--raw", type=Path, metavar="R", help="folder with the raw data; synthetic needs none")
+    parser.add_argument("source", metavar="SOURCE", help="synthetic, million, grocery, photos or product1m")
+    parser.add_argument("--raw", type=Path, metavar="R", help="folder with the raw data; some need none")
     parser.add_argument("--out", type=Path, metavar="O", help="shard folder (default: data/<SOURCE>)")
     parser.add_argument("--shard-size", type=int, metavar="N", help="samples per shard")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")

@@ -14,6 +14,7 @@ from datamodules.errors import DataError
 
 NEEDS = {
     "synthetic": "",
+    "million": "",
     "grocery": "the GroceryStoreDataset folder",
     "photos": "a folder with products.txt, a .csv or a .jsonl, and the pictures it names",
     "product1m": "a folder with the four product1m_*_ossurl_v2.txt and the pictures",
@@ -25,6 +26,10 @@ def _catalogue_class(source: str) -> Callable[..., Any]:
         from datamodules.catalogues.synthetic import Synthetic
 
         return Synthetic
+    if source == "million":
+        from datamodules.catalogues.million import Million
+
+        return Million
     if source == "grocery":
         from datamodules.catalogues.grocery import Grocery
 
@@ -68,8 +73,8 @@ def open_catalogue(source: str, raw: str | Path | None = None, **options: Any) -
     """The catalogue of a raw source.
 
     Args:
-        source: synthetic, grocery, photos or product1m.
-        raw: its folder; synthetic has none.
+        source: synthetic, million, grocery, photos or product1m.
+        raw: its folder; synthetic and million have none.
         options: as the arguments of the source's class; see `options_of`.
 
     Raises:
@@ -79,9 +84,9 @@ def open_catalogue(source: str, raw: str | Path | None = None, **options: Any) -
     if source not in NEEDS:
         raise DataError(f"unknown source {source!r}; {_nearest(source, NEEDS)}(known: {', '.join(NEEDS)})")
     _check_options(source, options)
-    if source == "synthetic":
+    if not NEEDS[source]:
         if raw is not None:
-            raise DataError(f"source 'synthetic' is rendered and takes no raw folder; leave out {str(raw)!r}")
+            raise DataError(f"source {source!r} is rendered and takes no raw folder; leave out {str(raw)!r}")
         return _catalogue_class(source)(**options)
     if raw is None or not str(raw):
         raise DataError(f"source {source!r} needs a raw folder: give {NEEDS[source]} (RAW=… or --raw …)")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import itertools
-import json
 import shutil
 import tarfile
 from collections import Counter
@@ -24,6 +23,7 @@ from datamodules.shard_reader import read_range, read_shard
 from datamodules.shards import Delivery, EvaluationStream, Failure, Place, TrainStream
 from datamodules.transforms import Jitter
 from datamodules.write_shards import build
+from tests.datamodules.damage import damage_samples
 from tests.datamodules.tiny_catalogue import TinyCatalogue
 
 SPEC = InputSpec(visual_input="grid", image_size_px=8, text_length=12)
@@ -106,33 +106,9 @@ def test_the_order_follows_the_seed_and_the_pass(folder: Path) -> None:
     assert one != _rows(_take(_train(folder, place, 0, 2, seed=1), 24))
 
 
-def _damage(folder: Path, out: Path, keys: dict[str, str]) -> Path:
-    """A copy in which members of some samples are replaced after the build; sizes and hashes are not the issue here."""
-    shutil.copytree(folder, out)
-    for path in out.glob("*.tar"):
-        with tarfile.open(path) as tar:
-            members = [(member.name, tar.extractfile(member).read()) for member in tar]  # type: ignore[union-attr]
-        ids = {name.partition(".")[0]: json.loads(data)["id"] for name, data in members if name.endswith(".json")}
-        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for name, data in members:
-                fault = keys.get(ids[name.partition(".")[0]])
-                if fault == "picture" and name.endswith(".jpg"):
-                    data = data[: len(data) // 2]
-                elif fault == "no picture" and name.endswith(".jpg"):
-                    continue
-                elif fault == "caption" and name.endswith(".json"):
-                    data = json.dumps({**json.loads(data), "caption": " "}).encode()
-                elif fault == "record" and name.endswith(".json"):
-                    data = b"\xff{"
-                entry = tarfile.TarInfo(name)
-                entry.size = len(data)
-                tar.addfile(entry, io.BytesIO(data))
-    return out
-
-
 def test_damaged_training_samples_are_counted_replaced_and_resumed_over(folder: Path, tmp_path: Path) -> None:
     faults = {"train.1": "picture", "train.2": "caption", "train.3": "no picture", "train.4": "record"}
-    damaged = _damage(folder, tmp_path / "damaged", faults)
+    damaged = damage_samples(folder, tmp_path / "damaged", faults)
     deliveries = _take(_train(damaged, Place(), 0, 4), 12)
     assert all(len(one.batch.index_B) == 4 for one in deliveries), "batches stay full"
     skipped: Counter = Counter()
@@ -148,7 +124,7 @@ def test_damaged_training_samples_are_counted_replaced_and_resumed_over(folder: 
 
 
 def test_nothing_usable_ends_with_a_message_instead_of_a_hang(folder: Path, tmp_path: Path) -> None:
-    damaged = _damage(folder, tmp_path / "damaged", {f"train.{i}": "picture" for i in range(NUM_TRAIN)})
+    damaged = damage_samples(folder, tmp_path / "damaged", {f"train.{i}": "picture" for i in range(NUM_TRAIN)})
     (failure,) = _train(damaged, Place(), 0, 3)
     assert isinstance(failure, Failure)
     assert "Not one training sample is usable" in failure.message
@@ -180,7 +156,7 @@ def test_evaluation_sees_every_item_once_in_the_same_batches(
 
 
 def test_a_damaged_evaluation_sample_is_fatal_and_named(folder: Path, tmp_path: Path) -> None:
-    damaged = _damage(folder, tmp_path / "damaged", {"test.9": "picture"})
+    damaged = damage_samples(folder, tmp_path / "damaged", {"test.9": "picture"})
     stream = EvaluationStream(damaged, _shards(folder, "test"), BatchMaker(damaged, SPEC, None), 4, Place())
     *batches, failure = list(stream)
     assert len(batches) == 2
