@@ -20,6 +20,9 @@ class _Exchange:
         self.all_there = threading.Barrier(world)
         self.turn = threading.Lock()  # one rank computes at a time, as settings of torch are the process's
 
+    def rank(self) -> int:
+        return int(self.number.rank)
+
     def gather(self, own: Tensor) -> list[Tensor]:
         self.slots[self.number.rank] = own
         self.turn.release()
@@ -46,8 +49,8 @@ def in_turns(world: int, function: Callable[[int], Any]) -> list[Any]:
     exchange = _Exchange(world)
     with (
         mock.patch.object(embedding_store, "gather_all_tensors", exchange.gather),
-        mock.patch.object(embedding_store, "world_size", lambda: world),
-        mock.patch.object(sharded_rows, "rank", lambda: exchange.number.rank),
+        mock.patch.object(embedding_store, "world_size", return_value=world),
+        mock.patch.object(sharded_rows, "rank", exchange.rank),
         ThreadPoolExecutor(world) as pool,
     ):
         futures = [pool.submit(exchange.run, rank, function) for rank in range(world)]
