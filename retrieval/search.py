@@ -9,6 +9,7 @@ items equal or nearly so around rank k) the query is searched again, keeping all
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -174,13 +175,12 @@ def _propose_faiss(query_QD: Tensor, gallery_ND: Tensor, num: int, on_gpu: bool)
     return index.search(query, num)
 
 
-def load_faiss(wanted_by: str, instead: str) -> Any:
+def load_faiss(wanted_by: str, instead: str, module: str = "faiss") -> Any:
     """The module, imported where it is needed: a broken wheel breaks one feature with a clear message."""
     try:
-        import faiss
+        return import_module(module)
     except ImportError as error:
         raise RetrievalError(f"{wanted_by} needs faiss (see `make doctor`), or {instead}") from error
-    return faiss
 
 
 def _search_all(
