@@ -19,12 +19,13 @@ BENCHES = {
     "parts": ("experiments.bench_step", "bench_parts"),
     "methods": ("experiments.bench_methods", "bench_methods"),
     "search": ("experiments.bench_search", "bench_search"),
+    "sharded": ("experiments.bench_sharded", "bench_sharded"),
     "instances": ("experiments.bench_instances", "bench_instances"),
     "graph": ("experiments.bench_graph", "bench_graph"),
     "graph-losses": ("experiments.bench_methods", "bench_graph_losses"),
 }
 # take longer than the step; of interest to who changes the step or the graph, or compares models
-BY_NAME_ONLY = {"parts", "methods", "graph", "graph-losses", "instances"}
+BY_NAME_ONLY = {"parts", "methods", "graph", "graph-losses", "instances", "sharded"}
 
 
 def bench_command(words: list[str]) -> None:
