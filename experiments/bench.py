@@ -21,11 +21,13 @@ BENCHES = {
     "search": ("experiments.bench_search", "bench_search"),
     "sharded": ("experiments.bench_sharded", "bench_sharded"),
     "instances": ("experiments.bench_instances", "bench_instances"),
+    "index": ("experiments.bench_index", "bench_index"),
     "graph": ("experiments.bench_graph", "bench_graph"),
     "graph-losses": ("experiments.bench_methods", "bench_graph_losses"),
 }
 # take longer than the step; of interest to who changes the step or the graph, or compares models
-BY_NAME_ONLY = {"parts", "methods", "graph", "graph-losses", "instances", "sharded"}
+BY_NAME_ONLY = {"parts", "methods", "graph", "graph-losses", "instances", "sharded", "index"}
+OF_INDEX = ("items", "nodes", "folder")  # arguments of one bench
 
 
 def bench_command(words: list[str]) -> None:
@@ -38,14 +40,20 @@ def bench_command(words: list[str]) -> None:
         help=f"{', '.join(BENCHES)} (default: all but {', '.join(sorted(BY_NAME_ONLY))})",
     )
     parser.add_argument("--out", metavar="F", help="also write the rows as JSON")
+    parser.add_argument("--items", type=int, metavar="N", help="index: vectors to build it of")
+    parser.add_argument("--nodes", type=int, metavar="N", help="index: machines of the projection")
+    parser.add_argument("--folder", metavar="F", help="index: where it is built, and stays")
     options = parser.parse(words)
+    of_index = {name: value for name in OF_INDEX if (value := getattr(options, name)) is not None}
     for name in options.which:
         if name not in BENCHES:
             raise UsageError(f"bench {name}: {nearest(name, BENCHES)}")
+    if of_index and options.which != ["index"]:
+        raise UsageError(f"--{next(iter(of_index))} is of the index alone: bench index --{next(iter(of_index))} …")
     found: dict[str, list[dict[str, Any]]] = {}
     for name in options.which or [name for name in BENCHES if name not in BY_NAME_ONLY]:
         module, function = BENCHES[name]
-        found[name] = getattr(importlib.import_module(module), function)()
+        found[name] = getattr(importlib.import_module(module), function)(**of_index)
         say(_render(name, found[name]))
     if options.out:
         from experiments.runs import write_text

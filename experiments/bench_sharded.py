@@ -41,7 +41,7 @@ def bench_sharded(
     num_queries: int = 6_547,
     instances: float = 2.86,
     num_items: int = 40_033,
-    width: int = 1024,
+    width: int = 256,
     num_labels: int = 4_000,
     depth: int = 100,
     worlds: Sequence[int] = (1, 2),
@@ -107,7 +107,7 @@ def _searched(gallery: EmbeddingStore, queries: InstanceStore, size: Size) -> di
     queries.check_complete(query_ids, "queries", CPU)
     search = SplitSearch(queries, gallery, query_ids, gallery_ids, CPU, size.depth, "torch")
     merged = InstanceSearch(search, "round_robin")("product", "product")
-    among = search.among_gallery("product", np.arange(0, size.items, 4), 10)
+    among = search.among_gallery("product", np.arange(0, size.items, 8), 10)
     labels = [[(str(row % size.labels),) for row in range(num)] for num in (size.queries, size.items)]
     metrics = official_metrics(merged, *labels)
     return {"digest": _digest((merged, among), metrics), "mAP@10": metrics["mAP@10"]}
@@ -155,7 +155,7 @@ def _vectors(label_B: np.ndarray, size: Size, number: int) -> torch.Tensor:
         [np.random.default_rng([size.seed, 2, label]).standard_normal(size.width, np.float32) for label in label_B]
     )
     noise_BD = np.random.default_rng([size.seed, 3, number]).standard_normal(centre_BD.shape, np.float32)
-    return torch.nn.functional.normalize(torch.from_numpy(centre_BD + 4 * noise_BD))
+    return torch.nn.functional.normalize(torch.from_numpy(centre_BD + 2 * noise_BD))
 
 
 def _batch(rows_B: np.ndarray) -> ProductBatch:
