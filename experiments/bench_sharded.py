@@ -108,8 +108,8 @@ def _searched(gallery: EmbeddingStore, queries: InstanceStore, size: Size) -> di
     search = SplitSearch(queries, gallery, query_ids, gallery_ids, CPU, size.depth, "torch")
     merged = InstanceSearch(search, "round_robin")("product", "product")
     among = search.among_gallery("product", np.arange(0, size.items, 8), 10)
-    labels = [[(str(row % size.labels),) for row in range(num)] for num in (size.queries, size.items)]
-    metrics = official_metrics(merged, *labels)
+    of_queries, of_items = ([(str(row % size.labels),) for row in range(num)] for num in (size.queries, size.items))
+    metrics = official_metrics(merged, of_queries, of_items)
     return {"digest": _digest((merged, among), metrics), "mAP@10": metrics["mAP@10"]}
 
 

@@ -92,8 +92,8 @@ class SplitSearch:
                 ended_BK = part.index_QK == NO_ITEM
                 index_BK = np.where(ended_BK, np.int64(NO_ITEM), self._gallery_rows.here[part.index_QK])
                 score_BK = part.score_QK
-            parts = [self._of_all_ranks(local) for local in (index_BK, score_BK)]
-            index_QK[place_B], score_QK[place_B] = merge_lists(*parts, ranks_N, depth)
+            index_parts, score_parts = self._of_all_ranks(index_BK), self._of_all_ranks(score_BK)
+            index_QK[place_B], score_QK[place_B] = merge_lists(index_parts, score_parts, ranks_N, depth)
         return Ranking(query_ids, self.gallery_ids, index_QK, score_QK)
 
     def _of_all_ranks(self, local: np.ndarray) -> list[np.ndarray]:

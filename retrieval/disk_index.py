@@ -90,7 +90,7 @@ def fill_index(folder: Path, trained: Path, blocks: Iterable[np.ndarray], keep_v
     parts = folder / "parts"
     rmtree(parts, ignore_errors=True)
     parts.mkdir(parents=True)
-    num, paths = 0, []
+    num, paths = 0, list[str]()
     with open(folder / _VECTORS, "wb") as kept:
         for block_ND in blocks:
             index = _read(trained)  # anew: an index that is emptied keeps its memory
