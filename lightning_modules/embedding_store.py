@@ -32,20 +32,13 @@ class EmbeddingStore:
         for name, vector_BD in vectors.items():
             self._vectors.setdefault(name, []).append(vector_BD.cpu())
 
-    def local(self, name: str) -> tuple[Tensor, Tensor]:
-        """(rows N, vectors N×D) of this rank in row order; a row that came twice (padding) counts once."""
-        if not self._rows:
-            return torch.zeros(0, dtype=torch.int64), torch.zeros(0, 0)
-        rows, vectors_ND = torch.cat(self._rows), torch.cat(self._vectors[name])
-        unique, first = np.unique(rows.numpy(), return_index=True)
-        return torch.from_numpy(unique), vectors_ND[torch.from_numpy(first)]
+    def rows(self) -> Tensor:
+        """Rows of the split, int64, as they came; padding brings some twice."""
+        return _joined(self._rows, torch.zeros(0, dtype=torch.int64))
 
-    def everywhere(self, name: str, device: torch.device) -> Tensor:
-        """All ranks' vectors in row order, N×D, on every rank."""
-        rows, vectors_ND = self.local(name)
-        all_rows = torch.cat(gather_uneven(rows.to(device))).cpu()
-        parts = [part for part in gather_uneven(vectors_ND.to(device)) if len(part)]
-        return torch.cat(parts).cpu()[_first_of_each(all_rows)]
+    def vectors(self, name: str) -> Tensor:
+        """The vectors of `rows`, N×D; 0×0 where there are none."""
+        return _joined(self._vectors[name] if self._rows else [], torch.zeros(0, 0))
 
     def check_complete(self, ids: np.ndarray, split: str, device: torch.device) -> None:
         """Raise, on every rank, when an item of the split was not embedded."""
@@ -59,9 +52,9 @@ class EmbeddingStore:
                 "limit_test_batches set, or does `data verify` report this folder?"
             )
 
-    def _items(self) -> list[Tensor]:
-        """Rows of the split that were embedded, by batch."""
-        return self._rows
+    def _items(self) -> Tensor:
+        """Rows of the split that were embedded."""
+        return self.rows()
 
 
 class InstanceStore(EmbeddingStore):
@@ -80,22 +73,25 @@ class InstanceStore(EmbeddingStore):
         self._owners.append(batch.owner_B.cpu())
 
     def about(self, device: torch.device) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of all ranks' instances, in the order of `everywhere`: owner_I (row of the split), boxes_I4 and scores_I."""
-        first = _first_of_each(_everywhere(self._rows, device))
-        owner_I = _everywhere(self._owners, device)[first]
-        found_I5 = self.everywhere(_FOUND, device).numpy()
-        return owner_I.numpy(), found_I5[:, :4], found_I5[:, 4]
+        """Of all ranks' instances, in row order: owner_I (row of the split), boxes_I4 and scores_I."""
+        _, first = np.unique(_everywhere(self.rows(), device).numpy(), return_index=True)
+        owner_I = _everywhere(self._items(), device).numpy()[first]
+        found = [part for part in gather_uneven(self.vectors(_FOUND).to(device)) if len(part)]
+        found_I5 = torch.cat(found).cpu().numpy()[first]
+        return owner_I, found_I5[:, :4], found_I5[:, 4]
 
-    def _items(self) -> list[Tensor]:
-        return self._owners  # a query is there when an instance of it is: batches hold whole queries
+    def _items(self) -> Tensor:
+        # A query is there when an instance of it is: batches hold whole queries.
+        return _joined(self._owners, torch.zeros(0, dtype=torch.int64))
 
 
-def _everywhere(parts: list[Tensor], device: torch.device) -> Tensor:
-    """int64 of all batches and ranks, rank after rank, on every rank."""
-    local = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)
+def _joined(parts: list[Tensor], empty: Tensor) -> Tensor:
+    """The parts as one, which takes their place, so that nothing is held twice."""
+    if len(parts) > 1:
+        parts[:] = [torch.cat(parts)]
+    return parts[0] if parts else empty
+
+
+def _everywhere(local: Tensor, device: torch.device) -> Tensor:
+    """int64 of all ranks, rank after rank, on every rank."""
     return torch.cat(gather_uneven(local.to(device))).cpu()
-
-
-def _first_of_each(rows: Tensor) -> Tensor:
-    _, first = np.unique(rows.numpy(), return_index=True)
-    return torch.from_numpy(first)

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from retrieval.disk_index import DiskIndex, fill_index, merge_found, train_index
     from retrieval.errors import RetrievalError
     from retrieval.false_negatives import false_negatives_per_batch
     from retrieval.instances import merge_instances
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
     from retrieval.significance import Interval, paired_bootstrap
 
 _HOME = {
+    "DiskIndex": "disk_index",
+    "fill_index": "disk_index",
+    "merge_found": "disk_index",
+    "train_index": "disk_index",
     "RetrievalError": "errors",
     "false_negatives_per_batch": "false_negatives",
     "merge_instances": "instances",
@@ -67,11 +72,14 @@ __all__ = [
     "NO_ITEM",
     "UNKNOWN_ITEM",
     "Annotations",
+    "DiskIndex",
     "Interval",
     "QueryScores",
     "Ranking",
     "RetrievalError",
     "false_negatives_per_batch",
+    "fill_index",
+    "merge_found",
     "merge_instances",
     "merge_rankings",
     "nearest_rows",
@@ -87,6 +95,7 @@ __all__ = [
     "same_product_scores",
     "score_files",
     "textbook_metrics",
+    "train_index",
     "without_own",
     "write_annotations",
     "write_ranking",

@@ -34,18 +34,35 @@ def merge_rankings(parts: Sequence[Ranking], gallery_ids: Sequence[str] | np.nda
     check_unique(whole, "gallery")
     _check_partition(parts, whole, k)
     ranks_N = id_ranks(whole)
-    sorted_ids, row_of_rank_N = whole[np.argsort(ranks_N)], np.argsort(ranks_N)
-
-    packed = []
+    by_id = np.argsort(ranks_N)
+    index_parts = []
     for part in parts:
-        rank_of_row = np.searchsorted(sorted_ids, part.gallery_ids)
-        ended_QK = part.index_QK == NO_ITEM
-        score_QK = np.where(ended_QK, np.float32(0.0), part.score_QK)
-        packed.append(np.where(ended_QK, LAST, pack(score_QK, rank_of_row[np.maximum(part.index_QK, 0)])))
-    merged_QK = np.sort(np.concatenate(packed, axis=1), axis=1)[:, : min(k, len(whole))]
-    score_QK, rank_QK = unpack(merged_QK)
-    index_QK = np.where(rank_QK < 0, np.int64(NO_ITEM), row_of_rank_N[rank_QK])
-    return Ranking(parts[0].query_ids, whole, index_QK, score_QK)
+        row_N = by_id[np.searchsorted(whole[by_id], part.gallery_ids)]
+        index_parts.append(np.where(part.index_QK == NO_ITEM, NO_ITEM, row_N[np.maximum(part.index_QK, 0)]))
+    lists = merge_lists(index_parts, [part.score_QK for part in parts], ranks_N, k)
+    return Ranking(parts[0].query_ids, whole, *lists)
+
+
+def merge_lists(
+    index_parts: Sequence[np.ndarray], score_parts: Sequence[np.ndarray], ranks_N: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The best k of several lists for the same queries, over disjoint parts of one gallery.
+
+    Args:
+        index_parts: int64 Q x K of each part, rows of the whole gallery, or NO_ITEM where a list has ended.
+        score_parts: float32 of the same shapes, as `rank` gives them.
+        ranks_N: place of each item of the whole gallery in the order of ids (`id_ranks`).
+
+    Returns: index_QK and score_QK with K = min(k, N), by (-score, id), ended by NO_ITEM and -inf.
+    """
+    index_QC, score_QC = np.concatenate(index_parts, axis=1), np.concatenate(score_parts, axis=1)
+    ended_QC = index_QC == NO_ITEM
+    packed_QC = pack(np.where(ended_QC, np.float32(0), score_QC), ranks_N[np.maximum(index_QC, 0)])
+    packed_QC[ended_QC] = LAST
+    kept = min(k, len(ranks_N))
+    score_QK, rank_QK = unpack(np.sort(packed_QC, axis=1)[:, :kept])
+    index_QK = np.where(rank_QK < 0, np.int64(NO_ITEM), np.argsort(ranks_N)[rank_QK])
+    return index_QK, score_QK
 
 
 def _check_partition(parts: Sequence[Ranking], whole: np.ndarray, k: int) -> None:

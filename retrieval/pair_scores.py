@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 QUERY_BLOCK, GALLERY_BLOCK = 16384, 2048  # float64 copies of 128 and 16 MB at width 1024
+FP64_UNIT = 2.0**-53  # relative rounding error
+FEW = 0.01  # of a block's pairs; to score more of them one by one costs more than a second product
 
 
 def pair_scores(query_QD: Tensor, gallery_ND: Tensor, row_P: np.ndarray, index_P: np.ndarray) -> np.ndarray:
@@ -46,6 +48,44 @@ def pair_scores(query_QD: Tensor, gallery_ND: Tensor, row_P: np.ndarray, index_P
                 dots_P = _dots(block_BD, part_MD.cpu().double(), row[chosen], index[chosen] - start)
                 out_P[low + chosen] = dots_P.to(torch.float32).numpy()
     return out_P
+
+
+def all_pair_scores(query_BD: Tensor, gallery_ND: Tensor) -> np.ndarray:
+    """`pair_scores` of every pair, to the bit, for about the price of a float64 product.
+
+    The product sums in an order of its own, which moves the 16th digit. Where that could show after rounding to
+    float32, the pair is scored by itself.
+
+    Returns: float32 B x N.
+    """
+    import torch
+
+    block_BD = query_BD.cpu().double()
+    norm_B1 = block_BD.norm(dim=1, keepdim=True)
+    score_BN = np.empty((len(query_BD), len(gallery_ND)), np.float32)
+    for start in range(0, len(gallery_ND), GALLERY_BLOCK):
+        part_MD = gallery_ND[start : start + GALLERY_BLOCK].cpu().double()
+        product_BM = block_BD @ part_MD.T
+        unsure_BM = _may_round_otherwise(product_BM, norm_B1 * part_MD.norm(dim=1), block_BD.shape[1])
+        if unsure_BM.count_nonzero() > FEW * unsure_BM.numel():  # vectors with few or no axes in common, mostly
+            unsure_BM = _may_round_otherwise(product_BM, block_BD.abs() @ part_MD.abs().T, block_BD.shape[1])
+        score_BM = score_BN[:, start : start + GALLERY_BLOCK]
+        score_BM[:] = product_BM.to(torch.float32).numpy()
+        row_P, index_P = np.nonzero(unsure_BM.numpy())
+        score_BM[row_P, index_P] = _dots(block_BD, part_MD, row_P, index_P).to(torch.float32).numpy()
+    return score_BN
+
+
+def _may_round_otherwise(product_BM: Tensor, absolute_BM: Tensor, width: int) -> Tensor:
+    """Whether another order of summation could end in another float32.
+
+    Two sums of D exact products differ by at most 2·D·u·Σ|q·g| (Higham, 2002, §3.1), and by Cauchy-Schwarz the sum of
+    absolute products, `absolute_BM`, is no more than |q|·|g|.
+    """
+    import torch
+
+    slack_BM = 2.02 * (width + 2) * FP64_UNIT * absolute_BM
+    return (product_BM - slack_BM).to(torch.float32) != (product_BM + slack_BM).to(torch.float32)
 
 
 def _dots(query_BD: Tensor, part_MD: Tensor, row_P: np.ndarray, index_P: np.ndarray) -> Tensor:

@@ -9,13 +9,14 @@ items equal or nearly so around rank k) the query is searched again, keeping all
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from retrieval.errors import RetrievalError
 from retrieval.order import LAST, id_ranks, pack, unpack
-from retrieval.pair_scores import full_precision, pair_scores
+from retrieval.pair_scores import all_pair_scores, full_precision, pair_scores
 from retrieval.ranking import NO_ITEM, UNKNOWN_ITEM, Ranking, as_ids, check_unique, own_rows
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ MARGIN = 28  # more candidates than wanted, so that a gap behind rank k is likel
 FP32_UNIT, TF32_UNIT = 2.0**-24, 2.0**-11  # relative rounding errors; FAISS lets NVIDIA GPUs multiply in TF32
 DENSE_SHARE = 0.1  # of all pairs; above it a query block is scored as a whole
 QUERY_BLOCK, GALLERY_BLOCK = 512, 65536  # 128 MB of scores at a time; long rows make top-k cheap
+NORM_BLOCK = 2048  # rows of which a float64 copy is held
 SECOND_BLOCK = 256  # queries of the second search, which may have to keep the whole gallery for each
 GROUP = 32  # columns that stand together for their maximum
 GPU_TEMP_BYTES = 256 << 20  # FAISS would take 1.5 GB of each GPU away from PyTorch
@@ -173,13 +175,12 @@ def _propose_faiss(query_QD: Tensor, gallery_ND: Tensor, num: int, on_gpu: bool)
     return index.search(query, num)
 
 
-def load_faiss(wanted_by: str, instead: str) -> Any:
+def load_faiss(wanted_by: str, instead: str, module: str = "faiss") -> Any:
     """The module, imported where it is needed: a broken wheel breaks one feature with a clear message."""
     try:
-        import faiss
+        return import_module(module)
     except ImportError as error:
         raise RetrievalError(f"{wanted_by} needs faiss (see `make doctor`), or {instead}") from error
-    return faiss
 
 
 def _search_all(
@@ -200,13 +201,8 @@ def _search_all(
 
 
 def _sort_all(query_BD: Tensor, gallery_ND: Tensor, own_B: np.ndarray, ranks_N: np.ndarray, kept: int) -> np.ndarray:
-    """As `_search_all` for a collapsed or untrained model, to which nearly every item is a candidate.
-
-    One float64 product is then far cheaper than pairs one by one; its order of summation moves the 16th digit, of
-    which rounding to float32 shows nothing.
-    """
-    score_BN = (query_BD.cpu().double() @ gallery_ND.cpu().double().T).float().numpy()
-    packed_BN = pack(score_BN, ranks_N[None])
+    """As `_search_all` for a collapsed or untrained model, to which nearly every item is a candidate."""
+    packed_BN = pack(all_pair_scores(query_BD, gallery_ND), ranks_N[None])
     found = np.flatnonzero(own_B >= 0)
     packed_BN[found, own_B[found]] = LAST
     return np.sort(np.partition(packed_BN, kept - 1, axis=1)[:, :kept], axis=1)
@@ -232,7 +228,7 @@ def _error_bounds(
 def _norms(rows: Tensor, ids: np.ndarray, what: str) -> np.ndarray:
     """Euclidean norm of each row in float64. Raises RetrievalError naming the first row with nan or inf."""
     norm = np.concatenate(
-        [block.double().norm(dim=1).cpu().numpy() for block in rows.split(GALLERY_BLOCK)] or [np.zeros(0)]
+        [block.double().norm(dim=1).cpu().numpy() for block in rows.split(NORM_BLOCK)] or [np.zeros(0)]
     )
     bad = np.flatnonzero(~np.isfinite(norm))
     if bad.size:
