@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 from math import prod
+from typing import IO
 
 import numpy as np
 from numpy.lib import format as npy
@@ -80,4 +81,17 @@ def _header(length_and_text: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 def _decoded(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
     with archive.open(entry) as file:
+        _check_shape(file, entry.file_size)
+    with archive.open(entry) as file:
         return npy.read_array(file, allow_pickle=False)
+
+
+def _check_shape(file: IO[bytes], num_bytes: int) -> None:
+    """numpy makes room for what a header declares before it reads on, and finds that there is less."""
+    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    version = npy.read_magic(file)
+    if version not in readers:
+        raise ValueError(f"npy version {version}")
+    shape, _, dtype = readers[version](file)
+    if min(shape, default=1) < 0 or prod(shape) * dtype.itemsize > num_bytes:
+        raise ValueError(f"an array of {list(shape)} in {num_bytes} bytes")

@@ -125,7 +125,10 @@ def remote_of(folder: Path) -> Remote | None:
         raise DataError(f"{path} is another user's. Link a folder of your own: `data link ADDRESS --out …`.") from None
     except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
         raise DataError(f"{path} is damaged ({error}). {_how_to_link(folder)}") from None
-    _check_address(remote.address)
+    try:
+        _check_address(remote.address)
+    except DataError as error:
+        raise DataError(f"{path} is damaged: {error} {_how_to_link(folder)}") from None
     if remote.address.startswith(_PIPE) and not commands.is_allowed(remote.address):
         raise DataError(
             f"{path} names a command that you have not linked a folder by ({remote.address[:200]!r}), so it is not run. "
