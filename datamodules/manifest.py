@@ -220,7 +220,9 @@ def _checked(value: Any, path: Path) -> Manifest:
         and entities["files"].keys() <= _ENTITY_FILES
         and all(_is_file(file) for file in entities["files"].values())
     ):
-        expected = "null or an object with hash, source, tags, counts and files {table.json, <split>.npy: bytes, sha256}"
+        expected = (
+            "null or an object with hash, source, tags, counts and files {table.json, <split>.npy: bytes, sha256}"
+        )
         raise _bad(path, "entities", expected)
     for split in SPLITS:
         _check_split(value["splits"].get(split), f"splits.{split}", path)

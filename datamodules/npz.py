@@ -25,19 +25,20 @@ _NPY_VERSION_1 = b"\x93NUMPY\x01\x00"
 _UNUSUAL = 0x61  # flags of an entry: encrypted, or a patch
 
 
-def read_npz(data: bytes, names: Sequence[str]) -> dict[str, np.ndarray]:
+def read_npz(data: bytes, names: Sequence[str], most_bytes: int = MAX_BYTES) -> dict[str, np.ndarray]:
     """Those of the named arrays that an npz holds.
 
     Args:
         data: the whole file; the arrays may be read-only views of it.
         names: as given to `np.savez`. Other entries are not read.
+        most_bytes: that the whole file may unpack to.
 
     Raises:
-        Exception: of nearly any kind on damaged bytes; ValueError for arrays of objects and for more than `MAX_BYTES`.
+        Exception: of nearly any kind on damaged bytes; ValueError for arrays of objects and for more than `most_bytes`.
     """
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        if sum(entry.file_size for entry in archive.infolist()) > MAX_BYTES:
-            raise ValueError(f"unpacks to more than {MAX_BYTES} bytes")
+        if sum(entry.file_size for entry in archive.infolist()) > most_bytes:
+            raise ValueError(f"unpacks to more than {most_bytes} bytes")
         found = {}
         for name in names:
             entry = archive.NameToInfo.get(f"{name}.npy")

@@ -131,8 +131,8 @@ def remote_of(folder: Path) -> Remote | None:
         raise DataError(f"{path} is damaged: {error} {_how_to_link(folder)}") from None
     if remote.address.startswith(_PIPE) and not commands.is_allowed(remote.address):
         raise DataError(
-            f"{path} names a command that you have not linked a folder by ({remote.address[:200]!r}), so it is not run. "
-            f"If it is what you want, link the folder yourself: `python -m experiments data link COMMAND --out {folder}`."
+            f"{path} names a command that you have not linked a folder by, so it is not run: {remote.address[:200]!r}. "
+            f"If you want it to be, give it yourself: `python -m experiments data link COMMAND --out {folder}`."
         )
     return remote
 

@@ -18,7 +18,7 @@ def read_bert(name: str) -> dict[str, Tensor]:
     from transformers import AutoModelForPreTraining  # slow to import, needed here only
 
     try:
-        state = AutoModelForPreTraining.from_pretrained(name).state_dict()
+        state = AutoModelForPreTraining.from_pretrained(name, trust_remote_code=False).state_dict()
     except (OSError, ValueError) as error:
         raise ModelError(
             f"text_weights {name!r} could not be loaded ({str(error).splitlines()[0]}); give the folder of a "

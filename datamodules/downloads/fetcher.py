@@ -177,4 +177,6 @@ def _home() -> Path:
 
 
 def _environment() -> dict[str, str]:
-    return without_secrets() | {"NO_ALBUMENTATIONS_UPDATE": "1"}  # it would ask the network for a newer version of itself
+    return without_secrets() | {
+        "NO_ALBUMENTATIONS_UPDATE": "1"
+    }  # it would ask the network for a newer version of itself

@@ -137,9 +137,12 @@ def to_regions(record: OfficialRecord) -> Regions | None:
 
 def _array(key: str, values: Any) -> np.ndarray:
     try:
-        return np.asarray(values)
+        array = np.asarray(values)
     except (TypeError, ValueError, OverflowError) as error:  # lists of unequal length
         raise _malformed(f"{key} is no array ({error})") from None
+    if not array.ndim:
+        raise _malformed(f"{key} is one value, no array")
+    return array
 
 
 def _by_row(values: np.ndarray, num_rows: int) -> np.ndarray:

@@ -39,14 +39,14 @@ from tests.fuzz.target import Ready, Target
 COUNTS = {"train": 3, "val": 1, "test": 1, "gallery": 2}
 
 
-def _replaced(path: Path, read: Callable[[], Any], data: bytes) -> None:
+def replaced(path: Path, read: Callable[[], Any], data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     read()
 
 
 def _of_file(path: Path, files: list[bytes], read: Callable[[], Any], named: str | None = None) -> Ready:
-    return Ready(files, partial(_replaced, path, read), path.name if named is None else named)
+    return Ready(files, partial(replaced, path, read), path.name if named is None else named)
 
 
 def _official_list(split: str, folder: Path) -> Ready:
@@ -176,7 +176,11 @@ def _answers(folder: Path) -> Ready:
 
 
 def _lexicon(folder: Path) -> Ready:
-    files = ["AHC\tbrand\n面膜\tkind\n", json.dumps({"AHC": "brand", "面膜": ""}), json.dumps(["AHC", ["面膜", "kind"]])]
+    files = [
+        "AHC\tbrand\n面膜\tkind\n",
+        json.dumps({"AHC": "brand", "面膜": ""}),
+        json.dumps(["AHC", ["面膜", "kind"]]),
+    ]
     path = folder / "lexicon"
     return _of_file(path, [file.encode() for file in files], partial(Lexicon, path))
 

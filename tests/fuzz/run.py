@@ -6,10 +6,10 @@ import resource
 import sys
 from pathlib import Path
 
-from tests.fuzz import data_targets
+from tests.fuzz import data_targets, run_targets
 from tests.fuzz.target import fuzz
 
-TARGETS = data_targets.TARGETS
+TARGETS = [*data_targets.TARGETS, *run_targets.TARGETS]
 THOROUGH = 3000  # examples
 MOST_MEMORY_BYTES = 6 << 30  # address space: torch's libraries alone take some
 
