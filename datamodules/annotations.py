@@ -38,7 +38,8 @@ def read_rows(folder: Path, split: str, num_samples: int) -> list[AnnotationRow]
     """Read a split's list back.
 
     Raises:
-        DataError: missing, not UTF-8, a line without five fields, an id with other characters than the format allows, or not as many lines as samples in the manifest.
+        DataError: missing, not UTF-8, a line without five fields, an id with other characters than the format allows,
+            or not as many lines as samples in the manifest.
     """
     path = annotation_path(folder, split)
     try:

@@ -203,7 +203,8 @@ def entity_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
         if bad.any():
             row = int(bad.any(1).argmax())
             yield f"{home / f'{split}.npy'}, row {row}: {rows_NE[row].tolist()} does not fit the table of {most} names."
-    counts_N = np.bincount(rows["train"][rows["train"] >= 0], minlength=num_names)
+    known_N = rows["train"][(rows["train"] >= 0) & (rows["train"] < num_names)]  # room is made for the largest
+    counts_N = np.bincount(known_N, minlength=num_names)
     if counts_N.tolist() != table.counts:
         yield f"{home / TABLE_FILE}: counts differ from the rows of train. {how_to_add(folder)}"
 

@@ -74,9 +74,8 @@ def open_tar(path: Path) -> Iterator[tarfile.TarFile]:
             with tarfile.open(fileobj=stream, mode="r:") as tar:
                 yield tar
             return
-        with gzip.GzipFile(fileobj=stream) as unpacked:
-            with tarfile.open(fileobj=_Bounded(unpacked), mode="r|") as tar:
-                yield tar
+        with gzip.GzipFile(fileobj=stream) as unpacked, tarfile.open(fileobj=_Bounded(unpacked), mode="r|") as tar:
+            yield tar
 
 
 def regular_members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:

@@ -16,7 +16,6 @@ from experiments.machine import rank
 from experiments.output import log_file
 from experiments.runs import RunFolder, clear
 
-
 _PROCESS = re.compile(r"[0-9]{1,9}")
 
 
