@@ -11,7 +11,7 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import Any, BinaryIO
 
 MAX_MEMBER_BYTES = 128 << 20  # twice what a picture or the regions of one may have; a header can promise 8 GiB
 MAX_UNPACKED_BYTES = 4 << 30  # of a gzipped tar: a kilobyte of gzip can promise a megabyte
@@ -74,7 +74,7 @@ def open_tar(path: Path) -> Iterator[tarfile.TarFile]:
             with tarfile.open(fileobj=stream, mode="r:") as tar:
                 yield tar
             return
-        with gzip.GzipFile(fileobj=stream) as unpacked, tarfile.open(fileobj=_Bounded(unpacked), mode="r|") as tar:
+        with gzip.GzipFile(fileobj=stream) as unpacked, _streamed(_Bounded(unpacked)) as tar:
             yield tar
 
 
@@ -97,10 +97,14 @@ def content_of(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return file.read()
 
 
+def _streamed(file: Any) -> tarfile.TarFile:
+    return tarfile.open(fileobj=file, mode="r|")
+
+
 class _Bounded:
     """A file that unpacks as it is read, up to a limit."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: gzip.GzipFile) -> None:
         self._file, self._left = file, MAX_UNPACKED_BYTES
 
     def read(self, size: int) -> bytes:
