@@ -42,7 +42,7 @@ def test_credentials_of_addresses_are_hidden_and_nothing_else(text: str, shown: 
 
 
 def test_a_recorded_command_has_no_credentials() -> None:
-    assert command_line("fit", ["--x=https://me:pass@host/a"]) == "python -m experiments fit '--x=https://***@host/a'"
+    assert command_line("fit", ["--x=https://me:pass@host/a"]) == "python -m experiments fit --x=https://***@host/a"
 
 
 def test_what_is_said_and_logged_has_neither_secrets_nor_control_signs(
