@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from datamodules.batch import InputSpec, ProductBatch
-from datamodules.entities import open_rows
+from datamodules.entities import how_to_add, open_rows
 from datamodules.errors import DataError
 from datamodules.manifest import Manifest
 from datamodules.tokenizer import AnyTokenizer, Tokenizer
@@ -47,6 +47,11 @@ class CaptionEntities:
         entities_BE = np.full((len(rows), spec.num_entities), -1, np.int64)
         stored_BE = self._rows_NE[rows][:, : spec.num_entities]
         entities_BE[:, : stored_BE.shape[1]] = stored_BE
+        if stored_BE.max(initial=-1) >= len(self.names):
+            raise DataError(
+                f"{self.folder}: entity {stored_BE.max()} of a {self.split} caption is not among the "
+                f"{len(self.names)} of the table. {how_to_add(self.folder)}"
+            )
         lists = [[entity for entity in row if entity >= 0] for row in stored_BE.tolist()]
         new = sorted({entity for row in lists for entity in row} - self._tokens.keys())
         self._tokens.update(zip(new, tokenizer.encode_words([self.names[entity] for entity in new]), strict=True))

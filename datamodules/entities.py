@@ -129,8 +129,27 @@ def read_table(folder: Path | str, manifest: Manifest) -> EntityTable:
         raise DataError(f"{path} is not readable ({error.strerror}). {how_to_add(folder)}") from None
     if hashlib.sha256(data).hexdigest() != entry["files"].get(TABLE_FILE, {}).get("sha256"):
         raise DataError(f"{path} is not the one of the manifest: of another data set, or changed. {how_to_add(folder)}")
-    value = json.loads(data)
-    return EntityTable(value["names"], value["tags"], value["counts"], value["num_nodes"], entry["hash"])
+    try:
+        value = json.loads(data)
+        table = EntityTable(value["names"], value["tags"], value["counts"], value["num_nodes"], entry["hash"])
+        good = _is_sound(table)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        good = False
+    if not good:
+        raise DataError(f"{path} is no table of names, tags, counts and num_nodes. {how_to_add(folder)}")
+    return table
+
+
+def _is_sound(table: EntityTable) -> bool:
+    texts, count = (table.names, table.tags), lambda value: type(value) is int and value >= 0
+    return (
+        all(isinstance(part, list) and all(isinstance(text, str) for text in part) for part in texts)
+        and isinstance(table.counts, list)
+        and all(map(count, table.counts))
+        and len(table.names) == len(table.tags) == len(table.counts)
+        and count(table.num_nodes)
+        and table.num_nodes <= len(table.names)
+    )
 
 
 def open_rows(folder: Path | str, split: str, manifest: Manifest) -> np.ndarray:
@@ -143,8 +162,10 @@ def open_rows(folder: Path | str, split: str, manifest: Manifest) -> np.ndarray:
     samples = manifest["splits"][split]["samples"]
     try:
         rows_NE = np.load(path, mmap_mode="r" if samples else None, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of damaged headers numpy makes many kinds
         raise DataError(f"{path} is not readable ({error}). {how_to_add(folder)}") from None
+    if not isinstance(rows_NE, np.ndarray):
+        raise DataError(f"{path} is an archive, not one array. {how_to_add(folder)}")
     if rows_NE.dtype != np.int32 or rows_NE.shape != (samples, MOST_ENTITIES):
         raise DataError(
             f"{path} holds {rows_NE.dtype} {list(rows_NE.shape)}, not int32 [{samples}, {MOST_ENTITIES}]: of another "
@@ -182,7 +203,8 @@ def entity_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
         if bad.any():
             row = int(bad.any(1).argmax())
             yield f"{home / f'{split}.npy'}, row {row}: {rows_NE[row].tolist()} does not fit the table of {most} names."
-    counts_N = np.bincount(rows["train"][rows["train"] >= 0], minlength=num_names)
+    known_N = rows["train"][(rows["train"] >= 0) & (rows["train"] < num_names)]  # room is made for the largest
+    counts_N = np.bincount(known_N, minlength=num_names)
     if counts_N.tolist() != table.counts:
         yield f"{home / TABLE_FILE}: counts differ from the rows of train. {how_to_add(folder)}"
 

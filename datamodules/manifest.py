@@ -23,6 +23,9 @@ REMOTE_FILE = "remote.json"  # in a folder whose tars lie elsewhere (`datamodule
 
 # A name from a manifest becomes a path, and webdataset would run `pipe:…` in a shell: only plain tar names pass.
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+\.tar")
+# Such a name goes into the user's command too, where quoting cannot be relied on (`pipe:ssh host "cat {}"`).
+_ENTITY_FILES = {"table.json", *(f"{split}.npy" for split in SPLITS)}
+_SET_NAME = re.compile(r"[A-Za-z0-9_]+")
 _HEX_64 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -214,9 +217,13 @@ def _checked(value: Any, path: Path) -> Manifest:
         isinstance(entities, dict)
         and isinstance(entities.get("hash"), str)
         and all(isinstance(entities.get(key), dict) for key in ("source", "tags", "files", "counts"))
+        and entities["files"].keys() <= _ENTITY_FILES
         and all(_is_file(file) for file in entities["files"].values())
     ):
-        raise _bad(path, "entities", "null or an object with hash, source, tags, files {bytes, sha256} and counts")
+        expected = (
+            "null or an object with hash, source, tags, counts and files {table.json, <split>.npy: bytes, sha256}"
+        )
+        raise _bad(path, "entities", expected)
     for split in SPLITS:
         _check_split(value["splits"].get(split), f"splits.{split}", path)
     _check_region_sets(value.setdefault("region_sets", {}), path)  # younger than some folders
@@ -243,14 +250,15 @@ def _check_region_sets(sets: Any, path: Path) -> None:
         raise _bad(path, "region_sets", "an object of sets by name")
     for name, entry in sets.items():
         good = (
-            isinstance(entry, dict)
+            _SET_NAME.fullmatch(name) is not None
+            and isinstance(entry, dict)
             and all(_is_count(entry.get(key)) for key in ("width", "max"))
             and isinstance(entry.get("hash"), str)
             and all(isinstance(entry.get(key), dict) for key in ("about", "splits"))
         )
         if not good:
             raise _bad(path, f"region_sets.{name}", "an object with width, max, hash, about and splits")
-        for split, part in entry["splits"].items():
+        for split, part in (dict.fromkeys(SPLITS) | entry["splits"]).items():
             good = isinstance(part, dict) and all(_is_count(part.get(key)) for key in ("pictures", "boxes", "without"))
             if not good or not isinstance(part.get("truth"), bool) or not isinstance(part.get("shards"), list):
                 expected = "an object with pictures, boxes, without, truth and shards"
@@ -271,6 +279,7 @@ def _is_shard(value: Any) -> bool:
         and isinstance(value.get("file"), str)
         and _SHARD_NAME.fullmatch(value["file"]) is not None
         and all(_is_count(value.get(key)) for key in ("samples", "bytes"))
+        and value["samples"] <= value["bytes"]  # more would only be believed: memory is laid out by it
         and isinstance(value.get("sha256"), str)
         and _HEX_64.fullmatch(value["sha256"]) is not None
     )

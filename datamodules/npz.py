@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 from math import prod
+from typing import IO
 
 import numpy as np
 from numpy.lib import format as npy
@@ -24,19 +25,20 @@ _NPY_VERSION_1 = b"\x93NUMPY\x01\x00"
 _UNUSUAL = 0x61  # flags of an entry: encrypted, or a patch
 
 
-def read_npz(data: bytes, names: Sequence[str]) -> dict[str, np.ndarray]:
+def read_npz(data: bytes, names: Sequence[str], most_bytes: int = MAX_BYTES) -> dict[str, np.ndarray]:
     """Those of the named arrays that an npz holds.
 
     Args:
         data: the whole file; the arrays may be read-only views of it.
         names: as given to `np.savez`. Other entries are not read.
+        most_bytes: that the whole file may unpack to.
 
     Raises:
-        Exception: of nearly any kind on damaged bytes; ValueError for arrays of objects and for more than `MAX_BYTES`.
+        Exception: of nearly any kind on damaged bytes; ValueError for arrays of objects and for more than `most_bytes`.
     """
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        if sum(entry.file_size for entry in archive.infolist()) > MAX_BYTES:
-            raise ValueError(f"unpacks to more than {MAX_BYTES} bytes")
+        if sum(entry.file_size for entry in archive.infolist()) > most_bytes:
+            raise ValueError(f"unpacks to more than {most_bytes} bytes")
         found = {}
         for name in names:
             entry = archive.NameToInfo.get(f"{name}.npy")
@@ -80,4 +82,17 @@ def _header(length_and_text: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 def _decoded(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
     with archive.open(entry) as file:
+        _check_shape(file, entry.file_size)
+    with archive.open(entry) as file:
         return npy.read_array(file, allow_pickle=False)
+
+
+def _check_shape(file: IO[bytes], num_bytes: int) -> None:
+    """numpy makes room for what a header declares before it reads on, and finds that there is less."""
+    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    version = npy.read_magic(file)
+    if version not in readers:
+        raise ValueError(f"npy version {version}")
+    shape, _, dtype = readers[version](file)
+    if min(shape, default=1) < 0 or prod(shape) * dtype.itemsize > num_bytes:
+        raise ValueError(f"an array of {list(shape)} in {num_bytes} bytes")

@@ -24,6 +24,7 @@ from datamodules.manifest import (
     write_atomically,
     write_manifest,
 )
+from datamodules.plain_tar import content_of, open_tar, regular_members
 from datamodules.region_sets import (
     RECEIPTS,
     WITH_TRUTH,
@@ -220,15 +221,21 @@ def _summed(shards: list[SidecarEntry]) -> RegionSplitEntry:
 def _samples(path: Path) -> list[tuple[str, str]]:
     """(key, id) of each sample of a shard, in order; its file and key where the record is damaged."""
     ids: dict[str, str] = {}
-    with tarfile.open(path) as tar:
-        for member in tar:
-            key, _, suffix = member.name.partition(".")
-            ids.setdefault(key, key)
-            if suffix == "json":
-                try:
-                    ids[key] = str(json.loads(tar.extractfile(member).read())["id"])  # type: ignore[union-attr]
-                except (ValueError, KeyError, TypeError, RecursionError):
-                    continue
+    try:
+        with open_tar(path) as tar:
+            for member in regular_members(tar):
+                key, _, suffix = member.name.partition(".")
+                ids.setdefault(key, key)
+                if suffix == "json":
+                    try:
+                        ids[key] = str(json.loads(content_of(tar, member))["id"])
+                    except (ValueError, KeyError, TypeError, RecursionError):
+                        continue
+    except Exception as error:  # damaged headers make tarfile raise whatever they like
+        raise DataError(
+            f"Shard {path} cannot be read ({error}). List all damage with "
+            f"`python -m experiments data verify {path.parent}`, then build again."
+        ) from None
     return list(ids.items())
 
 

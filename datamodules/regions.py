@@ -21,6 +21,8 @@ SCORE_TOLERANCE = 1e-3
 # Rounding 1601 probabilities to float16 moves their sum by 5e-4 at most, bfloat16 of a detector by 4e-3.
 SUM_TOLERANCE = 1e-2
 
+_LONGEST_SIDE_PX = 1 << 24  # float32, which boxes are in, counts no further
+
 _HALF_EXPONENT = 0x7C00  # all bits of a float16's exponent: infinity or NaN
 _HALF_ONE = 0x3C00  # the float16 1.0; larger bits are larger numbers, infinity, NaN or have a sign
 
@@ -211,7 +213,7 @@ def _probabilities(values: Any) -> np.ndarray:
 
 def _size(values: Any) -> tuple[int, int]:
     size = _numbers("size", values)
-    if size.shape != (2,) or not np.isfinite(size).all():
+    if size.shape != (2,) or not (np.abs(size.astype(np.float64)) <= _LONGEST_SIDE_PX).all():  # nor NaN
         raise _malformed(f"'size' is {size.tolist()}; give the picture's height and width in pixels")
     return int(size[0]), int(size[1])
 

@@ -11,14 +11,17 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from threading import Timer
+from typing import Any, NamedTuple
 
+from datamodules import commands
 from datamodules.catalogues.record import SPLITS
 from datamodules.entities import entity_problems
 from datamodules.errors import DataError
@@ -34,13 +37,18 @@ from datamodules.manifest import (
     read_manifest,
     write_atomically,
 )
+from datamodules.redaction import redacted
 
 log = logging.getLogger(__name__)
 
 PLACE = "{}"  # in a `pipe:` address: where the file's name goes
-_SCHEMES = ("http://", "https://", "s3://", "gs://", "ais://", "hf://", "hdfs://", "pipe:")
+_PIPE = "pipe:"
+_SCHEMES = ("http://", "https://", "s3://", "gs://", "ais://", "hf://", _PIPE)
+_ADDRESS = re.compile(r"[!#-&(-\[\]-_a-~]+")  # printable, without blanks, quotes and backslashes
 _ATTEMPTS, _WAIT_S = 3, 1.0
 _BLOCK = 1 << 20
+_SILENCE_S = 300.0  # the longest wait for the next block of a file
+_MOST_SMALL_BYTES = 1 << 30  # of a list, tokenizer or manifest, whose size nothing else says
 
 
 class Remote(NamedTuple):
@@ -56,9 +64,13 @@ class Remote(NamedTuple):
 
     def url(self, file: str) -> str:
         """The address of a file of the folder."""
-        if self.address.startswith("pipe:"):
+        if self.address.startswith(_PIPE):
             return self.address.replace(PLACE, shlex.quote(file))
         return f"{self.address.rstrip('/')}/{file}"
+
+    def shown(self, file: str) -> str:
+        """The address of a file as messages may have it: without passwords, signatures and the user's command."""
+        return f"{_PIPE}… {file}" if self.address.startswith(_PIPE) else redacted(self.url(file))
 
 
 def link(address: str, folder: Path, keep: bool = False) -> Manifest:
@@ -67,10 +79,7 @@ def link(address: str, folder: Path, keep: bool = False) -> Manifest:
     Raises:
         DataError: an address that cannot be read, files that do not belong together, a folder with shards of its own.
     """
-    if not address.startswith(_SCHEMES):
-        raise DataError(f"{address}: should begin with one of {', '.join(_SCHEMES)}; a local folder needs no link.")
-    if address.startswith("pipe:") and PLACE not in address:
-        raise DataError(f"{address}: write {PLACE} where the file's name goes: `pipe:aws s3 cp s3://b/{PLACE} -`.")
+    _check_address(address)
     if (folder / MANIFEST_FILE).is_file() and remote_of(folder) is None:
         raise DataError(f"{folder} holds shards of its own. Choose another OUT, or delete the folder.")
     remote = Remote(address, keep)
@@ -79,14 +88,19 @@ def link(address: str, folder: Path, keep: bool = False) -> Manifest:
         fresh.mkdir(parents=True)
         _copy(remote, MANIFEST_FILE, fresh)
         manifest = read_manifest(fresh)
-        for file in _small_files(manifest):
-            _copy(remote, file, fresh)
+        for file, most_bytes in _small_files(manifest):
+            _copy(remote, file, fresh, most_bytes)
         problems = list(entity_problems(fresh, manifest))
         if data_hash(fresh, manifest["splits"]) != manifest["data_hash"]:
             problems.append("data_hash does not follow from shards, annotations and tokenizer")
         if problems:
-            raise DataError(f"{address}: {problems[0].replace(str(fresh), address)}. Build or copy that folder again.")
+            where = remote.shown("")
+            raise DataError(f"{where}: {problems[0].replace(str(fresh), where)}. Build or copy that folder again.")
         write_atomically(fresh / REMOTE_FILE, json.dumps(remote._asdict(), indent=1).encode() + b"\n")
+        if address.startswith(_PIPE) or redacted(address) != address:
+            (fresh / REMOTE_FILE).chmod(0o600)  # it may hold a password
+        if address.startswith(_PIPE):
+            commands.allow(address)
         _keep_tars(folder, fresh, manifest)
         shutil.rmtree(folder, ignore_errors=True)
         fresh.rename(folder)
@@ -99,15 +113,42 @@ def remote_of(folder: Path) -> Remote | None:
     """Where the tars of a linked folder are; None = the folder holds its own.
 
     Raises:
-        DataError: `remote.json` is damaged.
+        DataError: `remote.json` is damaged or somebody else's, or names a command that this user has not given.
     """
+    path = folder / REMOTE_FILE
     try:
-        value = json.loads((folder / REMOTE_FILE).read_text(encoding="utf-8"))
-        return Remote(str(value["address"]), bool(value["keep"]))
+        value = json.loads(path.read_text(encoding="utf-8"))
+        remote = Remote(str(value["address"]), bool(value["keep"]))
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder / REMOTE_FILE} is damaged ({error}). {_how_to_link(folder)}") from None
+    except PermissionError:
+        raise DataError(f"{path} is another user's. Link a folder of your own: `data link ADDRESS --out …`.") from None
+    except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
+        raise DataError(f"{path} is damaged ({error}). {_how_to_link(folder)}") from None
+    try:
+        _check_address(remote.address)
+    except DataError as error:
+        raise DataError(f"{path} is damaged: {error} {_how_to_link(folder)}") from None
+    if remote.address.startswith(_PIPE) and not commands.is_allowed(remote.address):
+        raise DataError(
+            f"{path} names a command that you have not linked a folder by, so it is not run: {remote.address[:200]!r}. "
+            f"If you want it to be, give it yourself: `python -m experiments data link COMMAND --out {folder}`."
+        )
+    return remote
+
+
+def _check_address(address: str) -> None:
+    if not address.startswith(_SCHEMES):
+        raise DataError(
+            f"{redacted(address)}: should begin with one of {', '.join(_SCHEMES)}; a local folder needs no link."
+        )
+    if address.startswith(_PIPE):
+        if PLACE not in address:
+            raise DataError(f"{address}: write {PLACE} where the file's name goes: `pipe:aws s3 cp s3://b/{PLACE} -`.")
+    elif not _ADDRESS.fullmatch(address):
+        raise DataError(
+            f"{redacted(address)!r}: an address has no blanks, quotes or backslashes; write them as %20 and the like."
+        )
 
 
 @contextmanager
@@ -133,10 +174,10 @@ def at_hand(path: Path) -> Iterator[Path]:
 
 def _fetch(remote: Remote, path: Path, target: Path) -> None:
     entry = _listed(path)
-    url = remote.url(path.name)
+    url = remote.shown(path.name)
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            size, digest = _download(url, target)
+            size, digest = _download(remote.url(path.name), target, entry["bytes"])
         except OSError as error:
             problem = f"cannot be read ({_short(error)})"
         else:
@@ -165,37 +206,56 @@ def _listed(path: Path) -> ShardEntry:
     raise DataError(f"{path}: not in {MANIFEST_FILE}. {_how_to_link(path.parent)}")
 
 
-def _download(url: str, target: Path) -> tuple[int, str]:
-    """Bytes and sha256 of what came."""
+def _download(url: str, target: Path, most_bytes: int) -> tuple[int, str]:
+    """Bytes and sha256 of what came.
+
+    Raises:
+        OSError: it cannot be had, is larger, or nothing came for `_SILENCE_S`.
+    """
     from datamodules.shard_reader import open_url
 
     size, digest = 0, hashlib.sha256()
     with open_url(url) as stream, target.open("wb") as file:
-        while block := stream.read(_BLOCK):
+        while block := _next_block(stream):
             size += len(block)
+            if size > most_bytes:
+                raise OSError(f"more than {most_bytes} bytes")
             digest.update(block)
             file.write(block)
     return size, digest.hexdigest()
 
 
-def _copy(remote: Remote, file: str, folder: Path) -> None:
+def _next_block(stream: Any) -> bytes:
+    """The next bytes; a program that delivers none for too long is ended, which its exit code tells."""
+    watch = Timer(_SILENCE_S, stream.proc.kill)
+    watch.daemon = True
+    watch.start()
+    try:
+        return stream.read(_BLOCK)
+    finally:
+        watch.cancel()
+
+
+def _copy(remote: Remote, file: str, folder: Path, most_bytes: int = _MOST_SMALL_BYTES) -> None:
     target = folder / file
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        _download(remote.url(file), target)
+        _download(remote.url(file), target, most_bytes)
     except OSError as error:
         raise DataError(
-            f"{remote.url(file)} cannot be read ({_short(error)}). Give the address of a folder that `make data` wrote."
+            f"{remote.shown(file)} cannot be read ({_short(error)}). Give the address of a folder that `make data` "
+            "wrote."
         ) from None
 
 
-def _small_files(manifest: Manifest) -> Iterator[str]:
+def _small_files(manifest: Manifest) -> Iterator[tuple[str, int]]:
+    """Files beside manifest and tars, and the most bytes of each."""
     for split in SPLITS[1:]:
-        yield str(annotation_path("", split))
+        yield str(annotation_path("", split)), _MOST_SMALL_BYTES
     if manifest["tokenizer"] is not None:
-        yield TOKENIZER_FILE
+        yield TOKENIZER_FILE, _MOST_SMALL_BYTES
     if manifest["entities"] is not None:
-        yield from (f"entities/{Path(file).name}" for file in manifest["entities"]["files"])
+        yield from ((f"entities/{name}", file["bytes"]) for name, file in manifest["entities"]["files"].items())
 
 
 def _keep_tars(before: Path, folder: Path, manifest: Manifest) -> None:
@@ -209,8 +269,9 @@ def _keep_tars(before: Path, folder: Path, manifest: Manifest) -> None:
 
 
 def _short(error: OSError) -> str:
-    """webdataset's error holds the whole command; its end says which exit code it was."""
-    return str(error).replace("\n", " ")[-160:]
+    """webdataset's error holds the whole command, with any password in it; the exit code says enough."""
+    found = re.search(r"\bexit -?\d+", str(error))
+    return found[0] if found else redacted(str(error).replace("\n", " "))[-160:]
 
 
 def _how_to_link(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Tar shards -> samples. The only file that imports webdataset, which opens and unpacks the tars."""
+"""Tar shards -> samples. The only file that imports webdataset, which groups members and opens remote addresses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from datamodules.batching import PICTURE, RECORD, REGIONS, TRUTH, RawSample
 from datamodules.errors import DataError
 from datamodules.manifest import ShardEntry
-from datamodules.plain_tar import NotPlainError, plain_members
+from datamodules.plain_tar import NotPlainError, plain_members, tar_members
 from datamodules.region_sets import how_to_write, set_of, sidecar_file
 from datamodules.remote import at_hand
 
@@ -50,7 +50,7 @@ def _grouped(path: Path, suffixes: set[str]) -> Iterator[tuple[str, dict[str, by
     from webdataset.tariterators import group_by_keys
 
     with at_hand(path) as local:
-        yield from _samples(path, group_by_keys(_members(str(local), suffixes)), suffixes)
+        yield from _samples(path, group_by_keys(_members(local, suffixes)), suffixes)
 
 
 def _samples(
@@ -61,29 +61,30 @@ def _samples(
             sample = next(samples)
         except StopIteration:
             return
-        except Exception as error:  # OSError, tarfile.ReadError, ValueError of a doubled member
+        except Exception as error:  # OSError, TarError, RecursionError, ValueError of a doubled member
             reason = (str(error.args[0] if error.args else "").splitlines() or [""])[0] or type(error).__name__
             raise DataError(f"Shard {path} cannot be read ({reason}). {remedy(path)}") from None
         yield sample["__key__"], {key: sample[key] for key in suffixes if key in sample}
 
 
-def _members(url: str, suffixes: set[str]) -> Iterator[dict[str, Any]]:
-    """What webdataset groups into samples, by our fast reader where the tar is plain, else by webdataset's own."""
-    from webdataset.tariterators import tar_file_expander, url_opener
+def _members(path: Path, suffixes: set[str]) -> Iterator[dict[str, Any]]:
+    """What webdataset groups into samples, by our fast reader where the tar is plain, else by `tarfile`.
 
+    The file is opened here and not by webdataset, to which a path that begins like an address would be one.
+    """
     passed = 0
-    source = next(url_opener([{"url": url}]))
     try:
-        with source["stream"] as stream:
+        with path.open("rb") as stream:
             for name, data in plain_members(stream):
                 passed += 1
                 if _suffix(name) in suffixes:
-                    yield {"fname": name, "data": data, "__url__": url}
+                    yield {"fname": name, "data": data, "__url__": str(path)}
         return
     except NotPlainError:
         pass
-    every = tar_file_expander(url_opener([{"url": url}]), eof_value=None)
-    yield from (member for member in islice(every, passed, None) if _suffix(member["fname"]) in suffixes)
+    for name, data in islice(tar_members(path), passed, None):
+        if _suffix(name) in suffixes:
+            yield {"fname": name, "data": data, "__url__": str(path)}
 
 
 def read_range(folder: Path, shards: list[ShardEntry], rows: range) -> Iterator[RawSample]:
@@ -105,8 +106,10 @@ def open_url(url: str) -> Any:
     Raises:
         OSError: on the way, or at the end.
     """
-    from webdataset.gopen import gopen
+    from webdataset.gopen import Pipe, gopen
 
+    if url.startswith("s3://"):  # webdataset has no opener for it
+        return Pipe(["aws", "s3", "cp", url, "-"], mode="r")
     return gopen(url, "rb")
 
 

@@ -5,12 +5,12 @@ Members are sought by the tar's headers alone, so the pictures in between are ne
 
 from __future__ import annotations
 
-import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from datamodules.errors import DataError
 from datamodules.manifest import Manifest
+from datamodules.plain_tar import content_of, open_tar, regular_members
 from datamodules.remote import at_hand
 
 PICTURE = ".jpg"  # ending of a sample's picture, whatever its codec
@@ -30,7 +30,9 @@ def stored_pictures(folder: Path, manifest: Manifest, split: str, rows: Iterable
             try:
                 with at_hand(folder / shard["file"]) as path:
                     found |= {first + number: data for number, data in _pictures(path, here).items()}
-            except (OSError, tarfile.TarError) as error:
+            except DataError:
+                raise
+            except Exception as error:  # damaged headers make tarfile raise whatever they like
                 raise DataError(
                     f"Shard {folder / shard['file']} cannot be read ({error}). "
                     f"List all damage with `python -m experiments data verify {folder}`, then build again."
@@ -42,9 +44,9 @@ def stored_pictures(folder: Path, manifest: Manifest, split: str, rows: Iterable
 def _pictures(path: Path, numbers: set[int]) -> dict[int, bytes]:
     """Of one tar, by the sample's place in it: the members of a sample share their name up to the first dot."""
     found: dict[int, bytes] = {}
-    with tarfile.open(path) as tar:
+    with open_tar(path) as tar:
         number, last = -1, None
-        for member in tar:
+        for member in regular_members(tar):
             folder, _, name = member.name.rpartition("/")
             key = folder, name.partition(".")[0]
             if key != last:
@@ -52,6 +54,5 @@ def _pictures(path: Path, numbers: set[int]) -> dict[int, bytes]:
             if number > max(numbers):
                 break
             if number in numbers and name == key[1] + PICTURE:
-                content = tar.extractfile(member)
-                found |= {} if content is None else {number: content.read()}
+                found[number] = content_of(tar, member)
     return found

@@ -268,7 +268,9 @@ def _from_shards(folder: Path) -> Tokenizer:
         text = path.read_text(encoding="utf-8")
         json.loads(text)
         rust = RustTokenizer.from_str(text)
-    except Exception as error:  # the Rust side raises bare Exception
+    except BaseException as error:  # the Rust side raises bare Exception, and where it panics something beside it
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise DataError(f"{path} is not a tokenizer ({_first_line(error)}). {how_to_build(folder)}") from None
     ids = {token[1:-1].lower(): rust.token_to_id(token) for token in SPECIAL_TOKENS}
     return Tokenizer(rust, _complete(ids, str(path)))
@@ -303,5 +305,5 @@ def _complete(ids: dict[str, int | None], where: str) -> dict[str, int]:
     return {kind: number for kind, number in ids.items() if number is not None}
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,9 +77,11 @@ def resume_point(run: RunFolder) -> Resume | None:
 
 
 def check_readable(path: Path, remedy: str) -> None:
-    """Raise `UsageError`, which ends in the remedy, if a checkpoint is damaged."""
+    """Raise `UsageError`, which ends in the remedy, if a checkpoint is damaged or would have to be unpickled."""
     try:
         _check_bytes(path)
+        if not isinstance(_content(path).get("state_dict"), dict):
+            raise _DamagedError("it has no state_dict")
     except _DamagedError as problem:
         raise UsageError(f"{path} cannot be read ({problem}): {remedy}") from None
 
@@ -104,10 +107,23 @@ def _check_bytes(path: Path) -> None:
         raise _DamagedError(f"the checksum of {bad} is wrong")
 
 
-def _read(path: Path) -> Resume:
-    _check_bytes(path)
+def _content(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds: tensors and plain values. To unpickle anything else could run any program."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError:  # torch's message recommends to trust the file
+        raise _DamagedError("it holds more than tensors and plain values, and is not unpickled") from None
+    except Exception as error:  # of damaged bytes torch makes many kinds
+        raise _DamagedError(f"no checkpoint: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
+    if not isinstance(content, dict):
+        raise _DamagedError(f"no checkpoint: it holds a {type(content).__name__}")
+    return content
+
+
+def _read(path: Path) -> Resume:
+    _check_bytes(path)
+    content = _content(path)
+    try:
         ranks = content["callbacks"].get("RandomState", {}).get("ranks")
         return Resume(path, int(content["global_step"]), None if ranks is None else len(ranks))
     except Exception as error:

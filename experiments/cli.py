@@ -74,12 +74,19 @@ def main(argv: Sequence[str]) -> int:
             print(f"error: {full_disk(problem)}", file=sys.stderr)
             return 1
         if isinstance(problem, RunError):
-            print(f"error: {problem}", file=sys.stderr)
+            print(f"error: {_shown(str(problem))}", file=sys.stderr)
             return 1
         if not is_user_error(problem):
             raise
-        print(f"error: {one_line(problem)}", file=sys.stderr)
+        print(f"error: {_shown(one_line(problem))}", file=sys.stderr)
         return 2
+
+
+def _shown(text: str) -> str:
+    """A message, which may quote data and addresses, for a terminal."""
+    from datamodules.redaction import printable, redacted
+
+    return printable(redacted(text))
 
 
 def full_disk(problem: OSError) -> str:

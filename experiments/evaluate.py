@@ -262,12 +262,13 @@ def checkpoint_of(run: RunFolder, given: str | None) -> str | None:
     """The checkpoint a command means: the one given, else the run's best, else none."""
     if given and not os.path.isfile(given):
         raise UsageError(f"--ckpt_path {given}: no such file")
-    if given or not run.best.is_file():
-        return given or None
+    if not given and not run.best.is_file():
+        return None
     from experiments.checkpoint_files import check_readable
 
-    check_readable(run.best, "give another one with --ckpt_path, or train again with --fresh")
-    return str(run.best)
+    path, other = (Path(given), "") if given else (run.best, ", or train again with --fresh")
+    check_readable(path, f"give another one with --ckpt_path{other}")
+    return str(path)
 
 
 __all__ = ["HOME", "checkpoint_of", "evaluate_run", "evaluate_untrained", "measure", "reopen", "show_split"]

@@ -8,12 +8,17 @@ the product feature is of, since that is what the report shows.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.errors import UsageError
 from experiments.runs import atomic
+from experiments.stored_scores import read_arrays
+
+COLUMNS = ("ids", "owners", "boxes", "scores")  # of the table
 
 
 class Instance(NamedTuple):
@@ -67,15 +72,38 @@ def write_instances(folder: Path, split: str, result: Any) -> None:
 
 
 def read_instances(folder: Path, split: str) -> dict[str, list[Instance]]:
-    """Query id -> its instances in order; empty where a run has none."""
+    """Query id -> its instances in order; empty where a run has none.
+
+    Raises:
+        UsageError: The files are damaged, or do not belong together.
+    """
     lists, table = (folder / f"{split}-instances.{ending}" for ending in ("txt", "npz"))
     if not lists.is_file() or not table.is_file():
         return {}
-    hits_of = dict(line.partition(",")[::2] for line in lists.read_text(encoding="utf-8").splitlines())
+    try:
+        hits_of = dict(line.partition(",")[::2] for line in lists.read_text(encoding="utf-8").splitlines())
+    except ValueError as problem:
+        raise UsageError(f"{lists}: not UTF-8 ({problem}); `make eval` writes it again") from None
+    stored = read_arrays(table, COLUMNS)
+    if not _belong_together(stored, hits_of):
+        raise UsageError(f"{table}: does not fit {lists.name}; `make eval` writes both again")
     found: dict[str, list[Instance]] = {}
-    with np.load(table, allow_pickle=False) as stored:
-        columns = [stored[key].tolist() for key in ("ids", "owners", "boxes", "scores")]
-    for instance, owner, box, score in zip(*columns, strict=True):
+    for instance, owner, box, score in zip(*(stored[key].tolist() for key in COLUMNS), strict=True):
         hits = [item for item in hits_of[instance].split(",") if item]
         found.setdefault(owner, []).append(Instance(tuple(box), score, hits))
     return found
+
+
+def _belong_together(stored: dict[str, np.ndarray], lists: Collection[str]) -> bool:
+    """Whether there is a box in the picture, a score and a list for each instance."""
+    if stored.keys() != set(COLUMNS):
+        return False
+    ids_I, owners_I, boxes_I4, scores_I = (stored[key] for key in COLUMNS)
+    num = ids_I.size
+    return (
+        all(part.ndim == 1 and part.dtype.kind == "U" for part in (ids_I, owners_I))
+        and all(part.dtype.kind == "f" for part in (boxes_I4, scores_I))
+        and (owners_I.shape, boxes_I4.shape, scores_I.shape) == ((num,), (num, 4), (num,))
+        and bool(((boxes_I4 >= 0) & (boxes_I4 <= 1)).all() and np.isfinite(scores_I).all())
+        and set(ids_I.tolist()) <= set(lists)
+    )

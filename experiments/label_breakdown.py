@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from experiments.errors import UsageError
 from experiments.run_shards import RunShards
 from experiments.runs import SAME_FILE, RunFolder
 from retrieval.by_label import Confusion, LabelScore, confusions, label_scores
@@ -36,10 +37,14 @@ def breakdown(folder: RunFolder, shards: RunShards) -> Breakdown:
 
     Raises:
         RetrievalError: If a list is missing or no ranking.
+        UsageError: If it has a query that the shards do not have.
     """
     gallery_ids, gallery_labels = [row.id for row in shards.gallery], [row.labels for row in shards.gallery]
     ranking = read_ranking(folder.rankings / "test.txt", gallery_ids)
     labels_of = {row.id: row.labels for row in shards.test}
+    unknown = [query for query in ranking.query_ids.tolist() if query not in labels_of]
+    if unknown:
+        raise UsageError(f"{folder.rankings / 'test.txt'}: {shards.path} has no query {unknown[0]!r}")
     query_labels = [labels_of[query] for query in ranking.query_ids.tolist()]
     scores = label_scores(ranking, query_labels, gallery_labels, NUM_RANKS)
     best, worst, least = both_ends(scores)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from datamodules.redaction import printable, redacted
 from experiments.machine import rank
 
 _LOGGER = logging.getLogger("experiments")
@@ -24,6 +25,13 @@ def note(text: str) -> None:
     """Keep in log.txt only."""
     if rank() == 0:
         _LOGGER.debug(text)
+
+
+class _Redacting(logging.Formatter):
+    """What is said may quote data, whose control signs a terminal obeys, and addresses with passwords."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(redacted(super().format(record)))
 
 
 class _Terminal(logging.Handler):
@@ -42,6 +50,7 @@ def to_terminal() -> None:
     """Send `say` to standard output; done once by the command line."""
     if not any(isinstance(handler, _Terminal) for handler in _LOGGER.handlers):
         handler = _Terminal()
+        handler.setFormatter(_Redacting())
         handler.setLevel(logging.INFO)
         _LOGGER.addHandler(handler)
         _LOGGER.setLevel(logging.DEBUG)
@@ -58,7 +67,7 @@ def log_file(path: Path) -> Iterator[None]:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    handler.setFormatter(_Redacting("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     names = ("lightning.pytorch", "lightning.fabric", "py.warnings")
     sources = [_LOGGER, *(logging.getLogger(name) for name in names)]
     for source in sources[1:]:

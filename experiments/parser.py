@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from datamodules.redaction import redacted
 from experiments.errors import UsageError, nearest
 
 
@@ -29,5 +30,5 @@ class Parser(argparse.ArgumentParser):
 
 
 def command_line(command: str, words: Sequence[str]) -> str:
-    """The command as it stands in records: what to type to do it again."""
-    return shlex.join(["python", "-m", "experiments", command, *words])
+    """The command as it stands in records: what to type to do it again, without passwords and keys."""
+    return redacted(shlex.join(["python", "-m", "experiments", command, *words]))

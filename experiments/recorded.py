@@ -21,6 +21,7 @@ from experiments.config import HOME
 from experiments.errors import UsageError
 from experiments.runs import SAME_FILE, RunFolder, atomic, git_state, open_run, read_metrics, write_json, write_text
 from experiments.scoreboard import COLUMNS, LEVEL_COLUMNS, SAME_COLUMNS
+from experiments.stored_scores import read_arrays
 from experiments.table import document
 from experiments.table_markdown import markdown
 from experiments.table_origin import commit
@@ -118,17 +119,16 @@ def keep_run(run: RunFolder, columns: Iterable[str] = (), results: Path = RESULT
         if not source.is_file():
             continue
         wanted = {*ALWAYS_KEPT, *columns, *(_measures(target) if same else ())}
-        with np.load(source, allow_pickle=False) as stored:
-            scores = {key: stored[key] for key in stored.files if key == QUERY_IDS or _measure(key) in wanted}
+        stored = read_arrays(source)
+        scores = {key: values for key, values in stored.items() if key == QUERY_IDS or _measure(key) in wanted}
         with atomic(target) as temporary:
-            np.savez_compressed(temporary, **scores)
+            np.savez_compressed(temporary, **scores)  # type: ignore[arg-type]
 
 
 def _measures(file: Path) -> set[str]:
     if not file.is_file():
         return set()
-    with np.load(file, allow_pickle=False) as stored:
-        return {_measure(key) for key in stored.files}
+    return {_measure(key) for key in read_arrays(file)}
 
 
 def _measure(key: str) -> str:

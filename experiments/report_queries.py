@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from experiments.errors import UsageError
 from experiments.instance_files import Instance, read_instances
 from experiments.page import data_url
 from experiments.run_shards import RunShards
 from experiments.runs import RunFolder
+from experiments.stored_scores import read_arrays
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -32,14 +32,26 @@ def shown_queries(folder: RunFolder, shards: RunShards) -> list[dict[str, Any]]:
 
     Raises:
         DataError: If a picture cannot be read.
+        UsageError: If the run's lists are damaged, or of other shards.
         OSError: If the run has no lists.
     """
-    lines = (folder.rankings / "test.txt").read_text(encoding="utf-8").splitlines()
-    with np.load(folder.rankings / "test.npz", allow_pickle=False) as stored:
+    file = folder.rankings / "test.txt"
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+        stored = read_arrays(file.with_suffix(".npz"), ("query_ids", "mAP@10"))
         score_of = dict(zip(stored["query_ids"].tolist(), stored["mAP@10"].tolist(), strict=True))
+    except (UnicodeDecodeError, KeyError, ValueError, TypeError) as problem:
+        raise UsageError(
+            f"{file}, or the scores beside it: damaged ({problem}); `make eval` writes both again"
+        ) from None
     row_of = {row.id: number for number, row in enumerate(shards.test)}
     lists = [line.split(",") for line in lines[:: max(1, len(lines) // QUERIES_SHOWN)][:QUERIES_SHOWN]]
     instances_of = read_instances(folder.rankings, "test")
+    known = {row.id for row in shards.gallery}
+    named = {item for _, *hits in lists for item in hits}
+    named |= {item for of_query in instances_of.values() for one in of_query for item in one.hits}
+    if not named <= known or any(query not in row_of or query not in score_of for query, *_ in lists):
+        raise UsageError(f"{file}: queries or hits that {shards.path} does not have; `make eval` writes it again")
     pictures = shards.pictures("test", [row_of[query_id] for query_id, *_ in lists])
     found = [hits[:HITS_SHOWN] for _, *hits in lists]
     found += [one.hits[:HITS_SHOWN] for query_id, *_ in lists for one in instances_of.get(query_id, [])]

@@ -7,6 +7,7 @@ from typing import Any
 
 from datamodules.errors import DataError
 from experiments.definitions import rankings
+from experiments.errors import UsageError
 from experiments.label_breakdown import breakdown
 from experiments.page import data_url
 from experiments.report_queries import shown_queries
@@ -61,7 +62,7 @@ def _looked_up(folder: RunFolder, record: dict[str, Any]) -> dict[str, Any]:
     try:
         shards = open_shards(folder, record)
         return {"labels": breakdown(folder, shards), "queries": shown_queries(folder, shards), "problem": ""}
-    except (DataError, RetrievalError, OSError) as problem:
+    except (DataError, RetrievalError, UsageError, OSError) as problem:
         return {"labels": None, "queries": [], "problem": str(problem)}
 
 

@@ -11,6 +11,7 @@ from experiments import instance_files, machine, scoreboard
 from experiments.graph_picture import write_graph
 from experiments.record import Outcome
 from experiments.runs import SAME_FILE, atomic
+from experiments.stored_scores import read_arrays
 
 SPLITS = ("val", "test")
 
@@ -111,7 +112,7 @@ def _stored_untrained(file: Any, query_ids: np.ndarray) -> dict[str, np.ndarray]
     """Per-query scores of the untrained model from an earlier record of the same queries."""
     if not file.is_file():
         return {}
-    with np.load(file, allow_pickle=False) as stored:
-        if not np.array_equal(stored["query_ids"], np.asarray(query_ids, dtype=str)):
-            return {}
-        return {key: stored[key] for key in stored.files if key.startswith("untrained/")}
+    stored = read_arrays(file)
+    if not np.array_equal(stored.get("query_ids", ()), np.asarray(query_ids, dtype=str)):
+        return {}
+    return {key: values for key, values in stored.items() if key.startswith("untrained/")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +15,8 @@ from experiments.errors import UsageError
 from experiments.machine import rank
 from experiments.output import log_file
 from experiments.runs import RunFolder, clear
+
+_PROCESS = re.compile(r"[0-9]{1,9}")
 
 
 @contextmanager
@@ -87,10 +90,10 @@ def _living_owner(lock: Path) -> str | None:
     Another host's processes cannot be seen, so they count as living, unless Slurm knows better of their job.
     """
     try:
-        words = lock.read_text(encoding="utf-8").split()
+        words = lock.read_text(encoding="utf-8", errors="replace").split()
     except FileNotFoundError:
         return None
-    if len(words) not in (2, 3) or not words[1].isdigit():
+    if len(words) not in (2, 3) or not _PROCESS.fullmatch(words[1]):
         return None  # a process that died while it wrote its words
     host, pid = words[0], int(words[1])
     if host != socket.gethostname() and len(words) == 3 and slurm.has_ended(words[2]):

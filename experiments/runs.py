@@ -172,9 +172,11 @@ def read_metrics(run: RunFolder) -> dict[str, Any]:
         found = json.loads(run.metrics.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"{run.metrics}: missing, the run did not finish; `make train` again continues it") from None
-    except json.JSONDecodeError as problem:
+    except (ValueError, RecursionError) as problem:
         raise UsageError(f"{run.metrics}: not readable as JSON ({problem}); `make eval` writes it again") from None
-    return dict(found)
+    if not isinstance(found, dict):
+        raise UsageError(f"{run.metrics}: not a JSON object; `make eval` writes it again")
+    return found
 
 
 @contextmanager

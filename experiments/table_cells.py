@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from experiments.errors import UsageError
 from experiments.runs import SAME_FILE, RunFolder
 from experiments.scoreboard import interval_of, value_of
+from experiments.stored_scores import read_arrays
 from experiments.table_document import NOTHING, Cell, Difference, Number
 from experiments.table_rows import Row
 from retrieval.significance import paired_bootstrap
@@ -78,8 +80,11 @@ def _scores(run: RunFolder, measure: str) -> Scores | None:
     file = run.rankings / f"{name}.npz"
     if not file.is_file():
         return None
-    with np.load(file, allow_pickle=False) as stored:
-        if measure not in stored.files:
-            return None
-        by_id = np.argsort(stored["query_ids"])  # the same order in every run
-        return stored["query_ids"][by_id], stored[measure][by_id]
+    stored = read_arrays(file, ("query_ids", measure))
+    if measure not in stored:
+        return None
+    query_ids = stored.get("query_ids")
+    if query_ids is None or query_ids.ndim != 1 or query_ids.shape != stored[measure].shape:
+        raise UsageError(f"{file}: its {measure} are not those of its query_ids; `make eval` writes it again")
+    by_id = np.argsort(query_ids)  # the same order in every run
+    return query_ids[by_id], stored[measure][by_id]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from experiments.table_document import Document, Grid, Sentence, one_line
 
+_MARKUP = re.compile(r"<(?=[a-zA-Z/!?])|(?<=\])\(")  # begins a tag, or the address of a link
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -49,7 +51,7 @@ def _line(label: str, cells: Sequence[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    return one_line(text).replace("|", "\\|")
+    return _MARKUP.sub(r"\\\g<0>", one_line(text).replace("|", "\\|"))
 
 
 def _sentence(sentence: Sentence) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from experiments.definitions import definitions, rankings
 from experiments.history import read_history
@@ -120,7 +121,7 @@ def _settings(row: Row) -> dict[str, Any]:
 def _runs(row: Row, beside: Path) -> dict[str, Any]:
     """A row's runs, each with its own page where that lies in the same folder."""
     runs = [
-        {"id": run.run_id, "page": page if (beside / (page := f"{run.run_id}.html")).is_file() else ""}
+        {"id": run.run_id, "page": quote(page) if (beside / (page := f"{run.run_id}.html")).is_file() else ""}
         for run in row.runs
     ]
     return {"label": row.label, "missing": row.missing, "runs": runs}

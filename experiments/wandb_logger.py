@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from datamodules.redaction import redacted
 from experiments.config import Composition
 from experiments.machine import rank
 from experiments.output import say
@@ -129,7 +130,9 @@ def settings_of(composition: Composition) -> dict[str, Any]:
 
 
 def _without_folders(value: Any) -> Any:
-    return os.path.basename(value) if isinstance(value, str) and os.path.isabs(value) else value
+    if not isinstance(value, str):
+        return value
+    return os.path.basename(value) if os.path.isabs(value) else redacted(value)
 
 
 def _prepare(run: RunFolder, step: int | None) -> set[tuple[int, str]]:
@@ -220,7 +223,7 @@ def guarded(failing: str, call: Callable[[], Any]) -> None:
 
 def first_line(problem: BaseException) -> str:
     """An exception in a line."""
-    return f"{type(problem).__name__}: {(str(problem).splitlines() or [''])[0]}"
+    return redacted(f"{type(problem).__name__}: {(str(problem).splitlines() or [''])[0]}")
 
 
 def _wanted() -> bool:

@@ -11,6 +11,7 @@ from lightning_modules.errors import ModelError
 from lightning_modules.layers.attention import PostNormLayer
 from lightning_modules.layers.embeddings import TextEmbedding
 from lightning_modules.objectives.masked_language_modelling import MaskedLanguageModelling
+from lightning_modules.weights_file import reason_of
 
 
 def read_bert(name: str) -> dict[str, Tensor]:
@@ -18,10 +19,10 @@ def read_bert(name: str) -> dict[str, Tensor]:
     from transformers import AutoModelForPreTraining  # slow to import, needed here only
 
     try:
-        state = AutoModelForPreTraining.from_pretrained(name).state_dict()
-    except (OSError, ValueError) as error:
+        state = AutoModelForPreTraining.from_pretrained(name, trust_remote_code=False).state_dict()
+    except Exception as error:  # network, cache, format, a pickle: many kinds, one remedy
         raise ModelError(
-            f"text_weights {name!r} could not be loaded ({str(error).splitlines()[0]}); give the folder of a "
+            f"text_weights {name!r} could not be loaded ({reason_of(error)}); give the folder of a "
             "downloaded BERT (config.json and its weights), or null to start from scratch"
         ) from None
     return {key.removeprefix("bert."): value for key, value in state.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from datamodules.batch import InputSpec
 from lightning_modules.clip_architectures import ARCHITECTURES
 from lightning_modules.errors import ModelError
+from lightning_modules.weights_file import reason_of
 
 
 class Architecture(NamedTuple):
@@ -172,7 +174,7 @@ def load_towers(network: Any, source: Architecture, pretrained: str) -> tuple[Te
         scale, bias = network.logit_scale.detach(), network.logit_bias.detach()
     except Exception as error:  # other names, other sizes, not a checkpoint at all
         raise ModelError(
-            f"model.pretrained {file}: not a checkpoint of architecture {source.name} ({_said(error)}). Name the "
+            f"model.pretrained {file}: not a checkpoint of architecture {source.name} ({_why(error)}). Name the "
             "architecture it was trained with (model.architecture)"
         ) from None
     finally:
@@ -230,6 +232,10 @@ def _without_retries_told() -> Iterator[None]:
 def _near(name: str, known: Any, all_if_none: bool = False) -> str:
     near = get_close_matches(name, sorted(known), 5, 0.4)
     return ", ".join(near or (sorted(known) if all_if_none else ["none (open_clip.list_models() lists them)"]))
+
+
+def _why(error: Exception) -> str:
+    return reason_of(error) if isinstance(error, pickle.UnpicklingError) else _said(error)
 
 
 def _said(error: Exception) -> str:

@@ -36,6 +36,7 @@ from lightning_modules.layers.detection_backbone import LightPyramid, resnet50_p
 from lightning_modules.layers.regions import PIXEL_MEAN, PIXEL_STD
 from lightning_modules.objectives.instance_contrast import InstanceContrast
 from lightning_modules.trained_module import TrainedModule
+from lightning_modules.weights_file import read_weights
 
 NUM_CLASSES = 2  # a product, or ground
 _CLASS_WEIGHT = "roi_heads.box_predictor.cls_score.weight"
@@ -232,11 +233,7 @@ def read_detector(path: str) -> dict[str, Tensor]:
     """
     if not Path(path).is_file():
         raise ModelError(f"model.weights {path!r}: no such file; give a checkpoint of a detector, or leave it empty")
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as problem:  # torch has many for what is no checkpoint
-        reason = (str(problem).splitlines() or [type(problem).__name__])[0]
-        raise ModelError(f"model.weights {path!r}: no checkpoint that torch can read ({reason})") from problem
+    stored = read_weights(path, "model.weights")
     state = stored.get("state_dict", stored) if isinstance(stored, dict) else {}
     if not any(key.startswith("network.") for key in state):
         state = {f"network.{key}": value for key, value in state.items()}

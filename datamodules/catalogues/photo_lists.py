@@ -59,6 +59,9 @@ def _check_columns(names: list[str], where: str) -> None:
 
 def _from_fields(fields: dict[str, Any], where: str) -> PhotoRow:
     value = {key: str(fields[key]).strip() if fields[key] is not None else "" for key in COLUMNS}
+    for key, text in value.items():
+        if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise DataError(f"{where}: column {key!r} holds half a character (a lone \\ud…); write the list again")
     return PhotoRow(check_id(value["id"], where), value["caption"], (value["image"],), value["label"])
 
 
@@ -92,8 +95,8 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, PhotoRow]]:
                 continue
             try:
                 fields = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}:{number}: not JSON ({error.msg})") from None
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{path}:{number}: not JSON ({str(error).splitlines()[0]})") from None
             if not isinstance(fields, dict):
                 raise DataError(f"{path}:{number}: expected an object with {', '.join(COLUMNS)}")
             _check_columns(list(fields), f"{path}:{number}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,13 +38,16 @@ def find_picture(raw: Path, item_id: str, urls: Sequence[str]) -> Path:
     for url in urls:
         if not url or "://" in url or "\0" in url or Path(url).is_absolute():
             continue
-        path = (raw / url).resolve()
-        # A list is data: it must not lead out of its own folder.
-        if path.is_relative_to(raw.resolve()) and path.is_file():
-            return path
+        try:
+            path = (raw / url).resolve()
+            # A list is data: it must not lead out of its own folder.
+            if path.is_relative_to(raw.resolve()) and path.is_file():
+                return path
+        except (OSError, ValueError):  # longer than a path may be, or with characters that no path has
+            continue
     for extension in EXTENSIONS:
         path = raw / "images" / f"{item_id}{extension}"
-        if path.is_file():
+        if os.path.isfile(path):  # False, too, for an id that is too long for a name
             return path
     raise UnusablePictureError("missing_picture")
 

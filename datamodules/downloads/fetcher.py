@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datamodules.errors import DataError
+from datamodules.redaction import without_secrets
 
 log = logging.getLogger(__name__)
 
@@ -177,4 +177,6 @@ def _home() -> Path:
 
 
 def _environment() -> dict[str, str]:
-    return os.environ | {"NO_ALBUMENTATIONS_UPDATE": "1"}  # it would ask the network for a newer version of itself
+    return without_secrets() | {
+        "NO_ALBUMENTATIONS_UPDATE": "1"
+    }  # it would ask the network for a newer version of itself

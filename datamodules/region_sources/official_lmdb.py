@@ -32,6 +32,7 @@ _DTYPE = re.compile(r"[<>|=]?[fiu][1248]")  # numbers; above all no objects, whi
 _AS_MSGPACK = (
     "set TENSORPACK_SERIALIZE=msgpack and convert again, or give the TSV it was converted from (docs/regions.md)."
 )
+_MALFORMED = (KeyError, TypeError, ValueError, IndexError, OverflowError, MemoryError)  # what `_decoded` may raise
 _PICKLE = re.compile(rb"\x80[\x02-\x05]")  # protocols 2 to 5; in msgpack this is an empty dict with something behind it
 
 
@@ -91,7 +92,7 @@ class OfficialLmdb(OfficialFile):
             fields = self._fields(place, value)
         try:
             return OfficialRecord(**{key: _decoded(fields[key]) for key in OfficialRecord._fields if key in fields})
-        except (KeyError, TypeError, ValueError) as error:
+        except _MALFORMED as error:
             message = f"record {place!r} does not decode ({error}); run the detector on this picture again"
             raise BadRegionsError("malformed_regions", message) from None
 
@@ -120,7 +121,7 @@ class OfficialLmdb(OfficialFile):
             raise DataError(f"{where} is not a list or dict of {', '.join(_FIELDS)}; give the LMDB of the features")
         try:
             image_id = _decoded(found["image_id"])
-        except (KeyError, TypeError, ValueError):
+        except _MALFORMED:
             image_id = None
         if not isinstance(image_id, (str, int)):
             raise DataError(f"{where}: image_id is neither text nor a number; give the LMDB of the features")
@@ -150,7 +151,7 @@ def _decoded(value: Any) -> Any:
     """What msgpack_numpy encoded as {nd, type, kind, shape, data}: an array or a number; anything else as it is.
 
     Raises:
-        KeyError, TypeError, ValueError: an array of something else than numbers, or of another size than it says.
+        One of `_MALFORMED`: an array of something else than numbers, or of another size than it says.
     """
     if not isinstance(value, dict):
         return value

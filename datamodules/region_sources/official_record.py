@@ -112,7 +112,7 @@ def to_regions(record: OfficialRecord) -> Regions | None:
         BadRegionsError: numbers or shapes that contradict each other.
     """
     num_boxes, height, width = (_count(key, getattr(record, key)) for key in ("num_boxes", "image_h", "image_w"))
-    boxes, features = np.asarray(record.boxes), np.asarray(record.features)
+    boxes, features = (_array(key, getattr(record, key)) for key in ("boxes", "features"))
     if boxes.dtype.kind not in "fiu" or features.dtype.kind not in "fiu":
         raise _malformed("boxes or features are not numbers")
     if boxes.size % 4:
@@ -129,10 +129,20 @@ def to_regions(record: OfficialRecord) -> Regions | None:
     regions = Regions(boxes_R4[:num_boxes], features[:num_boxes], scores_R, (height, width))
     if record.cls_prob is None:
         return regions
-    class_scores = _by_row(np.asarray(record.cls_prob), len(boxes_R4))
+    class_scores = _by_row(_array("cls_prob", record.cls_prob), len(boxes_R4))
     if class_scores.dtype.kind not in "fiu" or class_scores.ndim != 2 or len(class_scores) < num_boxes:
         raise _malformed(f"num_boxes is {num_boxes}, but cls_prob of shape {class_scores.shape} is stored")
     return regions._replace(class_scores_RC=class_scores[:num_boxes])
+
+
+def _array(key: str, values: Any) -> np.ndarray:
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError, OverflowError) as error:  # lists of unequal length
+        raise _malformed(f"{key} is no array ({error})") from None
+    if not array.ndim:
+        raise _malformed(f"{key} is one value, no array")
+    return array
 
 
 def _by_row(values: np.ndarray, num_rows: int) -> np.ndarray:
@@ -145,7 +155,7 @@ def _by_row(values: np.ndarray, num_rows: int) -> np.ndarray:
 def _count(key: str, value: Any) -> int:
     try:
         number = int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = -1
     if number < 0:
         raise _malformed(f"{key} is {value!r}, not a number of boxes or pixels")

@@ -14,6 +14,7 @@ from torchvision.models import get_model, get_model_weights
 from torchvision.ops import FrozenBatchNorm2d
 
 from lightning_modules.errors import ModelError
+from lightning_modules.weights_file import read_weights
 
 _SCRATCH = {"resnet_tiny": (16, 32, 64, 128), "resnet_small": (64, 128, 256, 512)}
 _TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnet101")
@@ -142,7 +143,9 @@ def _group_norm(channels: int) -> nn.GroupNorm:
 def _read_weights(name: str, weights: str) -> dict[str, Tensor]:
     path = Path(weights)
     if path.exists():
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_weights(weights, "backbone weights")
+        if not isinstance(state, dict):
+            raise ModelError(f"backbone weights {weights!r}: no state dict, but a {type(state).__name__}")
     elif path.suffix in {".pt", ".pth", ".bin"} or "/" in weights:
         raise ModelError(f"backbone weights {weights!r}: no such file")
     else:

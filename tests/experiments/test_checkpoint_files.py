@@ -43,7 +43,8 @@ DAMAGE = [cut, empty, flip_a_bit, other_content]
 
 
 def content(step: int) -> dict[str, Any]:
-    return {"global_step": step, "callbacks": {"RandomState": {"ranks": [{}, {}]}}, "weights": torch.full((64,), 0.3)}
+    callbacks, weights = {"RandomState": {"ranks": [{}, {}]}}, torch.full((64,), 0.3)
+    return {"global_step": step, "callbacks": callbacks, "state_dict": {"weights": weights}, "weights": weights}
 
 
 @pytest.fixture
