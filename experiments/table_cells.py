@@ -49,6 +49,15 @@ def against_base(base: Row, row: Row, measure: str) -> Cell:
     )
 
 
+def over_queries(run: RunFolder, measure: str) -> tuple[float, float] | None:
+    """The 95 % interval of a run's metric if its queries were drawn again; None without scores per query."""
+    found = _scores(run, measure)
+    if found is None:
+        return None
+    drawn = paired_bootstrap(found[1], np.zeros_like(found[1]), samples=BOOTSTRAP_SAMPLES)
+    return drawn.low, drawn.high
+
+
 def of_feature(row: Row) -> str:
     """What stands before the metrics of a row's product embedding: "", or the candidate that the row names."""
     return f"feature/{row.feature}/" if row.feature else ""

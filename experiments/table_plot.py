@@ -17,7 +17,7 @@ from experiments.errors import UsageError, nearest
 from experiments.graph_picture import fonts_for
 from experiments.runs import atomic
 from experiments.scoreboard import value_of
-from experiments.table_cells import SPLIT, of_feature
+from experiments.table_cells import SPLIT, of_feature, over_queries
 from experiments.table_document import NOTHING, one_line
 from experiments.table_factor import Factor, numeric_factor
 from experiments.table_footnotes import footnotes
@@ -40,9 +40,17 @@ class Mean(NamedTuple):
     label: str
     mean: float | None = None  # None: no run, or one that lacks the metric
     half_width: float | None = None  # of the 95 % interval of the mean; None of a single seed
+    over_queries: tuple[float, float] | None = None  # of a single seed: the ends of its interval over queries
     num_seeds: int = 0
     missing: int = 0
     marks: str = ""  # of footnotes
+
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """Of the interval that is drawn."""
+        if self.mean is None or self.half_width is None:
+            return self.over_queries
+        return self.mean - self.half_width, self.mean + self.half_width
 
     @property
     def remark(self) -> str:
@@ -88,6 +96,8 @@ def means(plan: Plan, metric: str) -> list[Mean]:
 def mean_of(row: Row, metric: str, marks: str = "") -> Mean:
     """Mean over seeds, with Student's interval: of three seeds ± 2.5 standard deviations.
 
+    One seed says nothing of others: its interval is that over queries.
+
     A row of which one run lacks the metric has no mean: never averaged over what happens to be there.
     """
     found = [value_of(record, SPLIT, of_feature(row), metric) for record in row.records]
@@ -95,13 +105,14 @@ def mean_of(row: Row, metric: str, marks: str = "") -> Mean:
     label = one_line(row.label)
     if not values or len(values) < len(found):
         return Mean(label, missing=row.missing, marks=marks)
-    half_width = None
-    if len(values) > 1:
-        from scipy.special import stdtrit
+    if len(values) == 1:
+        queries = over_queries(row.runs[0], of_feature(row) + metric) if row.runs else None
+        return Mean(label, values[0], None, queries, 1, row.missing, marks)
+    from scipy.special import stdtrit
 
-        quantile = float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2))
-        half_width = quantile * statistics.stdev(values) / len(values) ** 0.5
-    return Mean(label, statistics.fmean(values), half_width, len(values), row.missing, marks)
+    quantile = float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2))
+    half_width = quantile * statistics.stdev(values) / len(values) ** 0.5
+    return Mean(label, statistics.fmean(values), half_width, None, len(values), row.missing, marks)
 
 
 def _check(plan: Plan, metric: str) -> None:
@@ -126,15 +137,16 @@ def _save(plan: Plan, metric: str, target: BinaryIO, kind: str, width: float = W
         if plan.title:
             title = textwrap.fill(plan.title, TITLE_LETTERS)
             figure.suptitle(title, x=0.01, ha="left", fontsize=9, parse_math=False)
-        shown = f"{metric} ({SPLIT}), mean over seeds and its 95 % interval"
+        single = any(mean.over_queries for mean in drawn)
+        shown = f"{metric} ({SPLIT}), mean over seeds and its 95 % interval" + single * " (n = 1: over queries)"
         if factor:
             _curve(axes, drawn, factor)
-            axes.set_ylabel(shown.replace(", ", ",\n"))
+            axes.set_ylabel(_in_lines(shown))
             axes.set_xlabel(factor.key)
         else:
             base = plan.rows.index(plan.base) if plan.base else None
             _bars(axes, drawn, base)
-            axes.set_xlabel(shown if width == WIDTH else shown.replace(", ", ",\n"))
+            axes.set_xlabel(shown if width == WIDTH else _in_lines(shown))
         if notes:
             texts = [f"{superscript([number])} {note.replace('`', '')}" for number, note in enumerate(notes, 1)]
             below = "\n".join(line for text in texts for line in textwrap.wrap(text, NOTE_LETTERS))
@@ -142,6 +154,10 @@ def _save(plan: Plan, metric: str, target: BinaryIO, kind: str, width: float = W
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
         figure.savefig(target, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)
+
+
+def _in_lines(text: str) -> str:
+    return text.replace(", ", ",\n").replace(" (n", "\n(n")
 
 
 def _bars(axes: Any, means: Sequence[Mean], base: int | None) -> None:
@@ -154,9 +170,9 @@ def _bars(axes: Any, means: Sequence[Mean], base: int | None) -> None:
         fill = "white" if single else "0.55" if place == base else "0.85"
         look: dict[str, Any] = {"facecolor": fill, "edgecolor": "black", "hatch": "////" if single else ""}
         axes.barh(place, mean.mean, height=0.7, linewidth=0.8, **look)
-        if mean.half_width is not None:
-            axes.errorbar(mean.mean, place, xerr=mean.half_width, color="black", capsize=3, linewidth=1.1)
-        end = min(mean.mean + (mean.half_width or 0), 1.0)
+        if mean.ends is not None:
+            axes.errorbar(mean.mean, place, xerr=_around(mean), capsize=3, linewidth=1.1, **_ink(mean))
+        end = min(mean.ends[1] if mean.ends else mean.mean, 1.0)
         axes.annotate(
             f"{mean.mean:.3f}" + (f", {mean.remark}" if mean.remark else ""),
             (end, place),
@@ -187,8 +203,8 @@ def _curve(axes: Any, means: Sequence[Mean], factor: Factor) -> None:
             )
             continue
         single = mean.half_width is None
-        about = {"markerfacecolor": "white" if single else "black", "color": "black", "capsize": 3, "zorder": 2}
-        axes.errorbar(value, mean.mean, yerr=None if single else mean.half_width, marker="o", **about)
+        point = {"marker": "o", "markeredgecolor": "black", "markerfacecolor": "white" if single else "black"}
+        axes.errorbar(value, mean.mean, yerr=_around(mean), capsize=3, zorder=2, **point, **_ink(mean))
         if mean.remark:
             axes.annotate(mean.remark, (value, mean.mean), xytext=(6, 6), textcoords="offset points", fontsize=8)
     if min(x) > 0 and max(x) / min(x) >= LOG_FROM:
@@ -197,7 +213,19 @@ def _curve(axes: Any, means: Sequence[Mean], factor: Factor) -> None:
     axes.minorticks_off()
 
 
+def _around(mean: Mean) -> list[list[float]] | None:
+    """Lengths below and above the mean, as Matplotlib wants them."""
+    if mean.mean is None or mean.ends is None:
+        return None
+    return [[mean.mean - mean.ends[0]], [mean.ends[1] - mean.mean]]
+
+
+def _ink(mean: Mean) -> dict[str, str]:
+    """An interval over queries alone is grey: it knows nothing of other seeds."""
+    return {"color": "black"} if mean.over_queries is None else {"color": "0.6", "ecolor": "0.6"}
+
+
 def _upper(means: Sequence[Mean]) -> float:
     """Metrics are fractions: an interval of two seeds may reach far beyond, and would leave no room for the bars."""
-    ends = [mean.mean + (mean.half_width or 0) for mean in means if mean.mean is not None]
+    ends = [mean.ends[1] if mean.ends else mean.mean for mean in means if mean.mean is not None]
     return min(max(ends, default=1.0) * 1.05, 1.0) or 1.0

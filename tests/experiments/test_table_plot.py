@@ -14,6 +14,7 @@ from PIL import Image
 
 from experiments.cli import main
 from experiments.errors import UsageError
+from experiments.runs import open_run, read_metrics
 from experiments.table_factor import numeric_factor
 from experiments.table_plot import draw, mean_of
 from experiments.table_rows import Plan, Row
@@ -54,6 +55,21 @@ def test_the_interval_is_students_of_the_mean() -> None:
     assert found.mean == pytest.approx(0.81)
     assert found.half_width == pytest.approx(T_OF_3 * np.std([0.79, 0.8, 0.84], ddof=1) / 3**0.5, rel=1e-5)
     assert mean_of(row("x", [0.5]), "mAP@10")[1:3] == (0.5, None)
+
+
+def test_a_single_seed_has_its_interval_over_queries_and_says_so(tmp_path: Path) -> None:
+    run = open_run(write_run(tmp_path, 0))
+    single = Row("x", [run], [read_metrics(run)], 0)
+    with np.load(run.rankings / "test.npz") as stored:
+        score_Q = stored["mAP@10"]
+    found = mean_of(single, "mAP@10")
+    assert found.ends is not None
+    half = 1.96 * score_Q.std() / len(score_Q) ** 0.5
+    assert found.ends == pytest.approx((score_Q.mean() - half, score_Q.mean() + half), abs=0.1 * half)
+    draw(Plan([single], "One"), tmp_path / "plot.svg")
+    assert "(n = 1: over queries)" in texts(tmp_path / "plot.svg")
+    draw(Plan([row("x", [0.5, 0.6])], "Two"), tmp_path / "two.svg")
+    assert "n = 1" not in texts(tmp_path / "two.svg")
 
 
 def test_a_number_one_seed_lacks_is_not_averaged() -> None:
