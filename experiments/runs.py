@@ -227,12 +227,14 @@ def clear(run: RunFolder) -> None:
 
 
 CODE_FOLDERS = ("lightning_modules", "datamodules", "experiments", "retrieval")
+NOT_CODE = (":(exclude)*.md", ":(exclude)experiments/results")  # as git's pathspecs
 
 
 def git_state(here: Path = HOME.parent) -> dict[str, Any]:
     """Commit of the working tree at `here`, and whether the code differs from it; {"commit": None} where there is none.
 
     It differs if tracked files do, or if a model, an experiment or an overlay lies there that was never added.
+    Documents and recorded results do not count: no run reads them.
     """
 
     def git(*words: str) -> str | None:
@@ -243,7 +245,7 @@ def git_state(here: Path = HOME.parent) -> dict[str, Any]:
         return done.stdout.strip() if done.returncode == 0 else None
 
     commit = git("rev-parse", "HEAD")
-    status = git("status", "--porcelain", "--untracked-files=no") if commit else None
-    new = git("ls-files", "--others", "--exclude-standard", "--", *CODE_FOLDERS) if commit else None
+    status = git("status", "--porcelain", "--untracked-files=no", "--", ".", *NOT_CODE) if commit else None
+    new = git("ls-files", "--others", "--exclude-standard", "--", *CODE_FOLDERS, *NOT_CODE) if commit else None
     added = [name for name in (new or "").splitlines() if name.strip('"').endswith((".py", ".yaml"))]
     return {"commit": commit, "dirty": bool(status or added)}

@@ -149,6 +149,11 @@ def test_git_state_names_a_commit_of_this_repository() -> None:
         assert len(state["commit"]) == 40
 
 
+def git(folder: Path, *words: str) -> None:
+    author = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    subprocess.run(["git", *author, *words], cwd=folder, check=True, capture_output=True)
+
+
 @pytest.mark.parametrize(
     ("name", "dirty"),
     [
@@ -157,18 +162,28 @@ def test_git_state_names_a_commit_of_this_repository() -> None:
         ("retrieval/notes.txt", False),
         ("data/mine/list.py", False),
         ("experiments/ignored.py", False),
+        ("experiments/results/runs/a/config.yaml", False),
     ],
 )
 def test_code_that_was_never_added_makes_a_tree_dirty(name: str, dirty: bool, tmp_path: Path) -> None:
-    def git(*words: str) -> None:
-        author = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
-        subprocess.run(["git", *author, *words], cwd=tmp_path, check=True, capture_output=True)
-
     (tmp_path / ".gitignore").write_text("ignored.py\n")
-    git("init")
-    git("add", ".gitignore")
-    git("commit", "-m", "first")
+    git(tmp_path, "init")
+    git(tmp_path, "add", ".gitignore")
+    git(tmp_path, "commit", "-m", "first")
     assert runs.git_state(tmp_path)["dirty"] is False
     (tmp_path / name).parent.mkdir(parents=True)
     (tmp_path / name).write_text("x = 1\n")
+    assert runs.git_state(tmp_path)["dirty"] is dirty
+
+
+@pytest.mark.parametrize(
+    ("name", "dirty"), [("README.md", False), ("docs/a.md", False), ("a.py", True), ("lock.txt", True)]
+)
+def test_a_changed_file_makes_a_tree_dirty_unless_it_is_a_document(name: str, dirty: bool, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("before\n")
+    git(tmp_path, "init")
+    git(tmp_path, "add", name)
+    git(tmp_path, "commit", "-m", "first")
+    (tmp_path / name).write_text("after\n")
     assert runs.git_state(tmp_path)["dirty"] is dirty
