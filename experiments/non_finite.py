@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from experiments.errors import RunError, UsageError
-from experiments.history import read_history
+from experiments.history import read_steps
 from experiments.machine import rank
 from experiments.output import say
 from experiments.runs import write_text
@@ -92,7 +92,7 @@ class NonFinite(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._trainer = trainer
         if self.file is not None and rank() == 0 and self.file.is_file():
-            kept = [row for row in read_history(self.file) if row["step"] < trainer.global_step]
+            kept = [row for row in read_steps(self.file) if row["step"] < trainer.global_step]
             write_text(self.file, "".join(json.dumps(row) + "\n" for row in kept))  # the others are made again
 
     def on_train_batch_end(

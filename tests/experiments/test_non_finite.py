@@ -15,7 +15,7 @@ from torch import nn
 
 from experiments.cli import main
 from experiments.errors import RunError
-from experiments.history import read_history
+from experiments.history import read_steps
 from experiments.non_finite import NonFinite
 from lightning_modules import CAPTURE
 from tests.experiments.conftest import fit_words
@@ -75,7 +75,7 @@ def test_such_a_step_leaves_weights_moments_and_statistics_as_they_were(
     loop.step(1.0)
     assert not torch.equal(loop.state()["0.weight"], before["0.weight"])
     assert torch.isfinite(loop.state()["1.running_mean"]).all()
-    (row,) = read_history(callback.file)
+    (row,) = read_steps(callback.file)
     assert (row["step"], row["rank"], row["ids"]) == (1, 0, ["item1", "item100"])
     assert callback.state_dict() == {"steps": 1, "in_a_row": 0}
 
@@ -137,7 +137,7 @@ def test_a_run_that_is_stopped_goes_on_under_the_other_policy(
     assert main([*words, "--non_finite.policy=skip"]) == 0
     (run,) = tmp_path.iterdir()
     assert json.loads((run / "metrics.json").read_text())["skipped"]["training/non_finite_steps"] == 1
-    (row,) = read_history(run / "non_finite.jsonl")  # the second time it was made takes the place of the first
+    (row,) = read_steps(run / "non_finite.jsonl")  # the second time it was made takes the place of the first
     ids: Any = row["ids"]
     assert row["step"] == 4
     assert len(set(ids)) == 8
@@ -152,7 +152,7 @@ def test_two_processes_agree_on_a_loss_that_one_of_them_has(policy: str, shards:
     words = fit_words(shards, tmp_path, "--trainer.devices=2", "--trainer.strategy=ddp")
     done = drilled([*words, f"--non_finite.policy={policy}"], rank=1, step=4, fault="nan")
     (run,) = tmp_path.iterdir()
-    rows: Any = read_history(run / "non_finite.jsonl")
+    rows: Any = read_steps(run / "non_finite.jsonl")
     assert [(row["rank"], row["loss"][0] == row["loss"][0]) for row in rows] == [(0, True), (1, False)]
     if policy == "skip":
         assert done.returncode == 0, done.stdout + done.stderr

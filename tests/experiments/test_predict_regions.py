@@ -206,6 +206,9 @@ def test_what_cannot_be_predicted_is_said_at_once(
     assert "letters, digits and _" in capsys.readouterr().err
     (tmp_path / "no.ckpt").write_bytes(b"no weights")
     assert main(words(folder, tmp_path / "no.ckpt")) == 2
+    assert "no.ckpt cannot be read" in capsys.readouterr().err
+    torch.save({"state_dict": {"other.weight": torch.zeros(1)}}, tmp_path / "other.ckpt")
+    assert main(words(folder, tmp_path / "other.ckpt")) == 2
     assert "no checkpoint of this InstanceDetector" in capsys.readouterr().err
     assert main(["predict", "--exp", "capture", "--scale", "tiny", "--data", str(folder), "--name", "x"]) == 2
     assert "--exp detector" in capsys.readouterr().err
