@@ -35,6 +35,7 @@ from datamodules.region_sets import (
     sidecar_file,
 )
 from datamodules.regions import BadRegionsError, Regions, pack_regions
+from datamodules.shard_reader import remedy
 from datamodules.shard_writer import add_member
 
 
@@ -232,10 +233,7 @@ def _samples(path: Path) -> list[tuple[str, str]]:
                     except (ValueError, KeyError, TypeError, RecursionError):
                         continue
     except Exception as error:  # damaged headers make tarfile raise whatever they like
-        raise DataError(
-            f"Shard {path} cannot be read ({error}). List all damage with "
-            f"`python -m experiments data verify {path.parent}`, then build again."
-        ) from None
+        raise DataError(f"Shard {path} cannot be read ({error}). {remedy(path)}") from None
     return list(ids.items())
 
 
