@@ -21,6 +21,7 @@ from experiments.ablation_plan import (
     plan_runs,
 )
 from experiments.cluster.options import LAUNCHERS, ClusterOptions, read_options
+from experiments.embedded import build_if_missing
 from experiments.errors import UsageError, nearest
 from experiments.parser import Parser
 from experiments.recorded import runs_of
@@ -69,6 +70,8 @@ def ablate_command(description: str, words: list[str], command: Command = fit_co
     cluster = _cluster_options(options.launch, options.cluster)
     table = open_table(options.table, choice_of(options))
     rows, here = choose_rows(table, options.rows), not (options.dry or options.launch)
+    if not options.dry:
+        build_if_missing(str(entry["data"]) for entry in table.entries if rows is None or str(entry["label"]) in rows)
     plan = plan_runs(table, rows, Path(options.runs), here, runs_of() if options.recorded else None)
     _say(describe(plan, options.jobs, every_run=options.dry))
     if not options.dry and command is fit_command:

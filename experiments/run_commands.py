@@ -75,11 +75,15 @@ def run_command(command: str, description: str, words: list[str]) -> int | None:
         parser.epilog = _keys_help(chosen.exp)
     options, settings = parser.parse_known_args(words)
     from experiments import config, machine, slurm
+    from experiments.embedded import build_if_missing
     from experiments.output import say
     from experiments.run_lock import check_free
     from experiments.runs import clear, run_folder
     from experiments.stop_signals import Stopped
 
+    if command == "fit" and not options.print_config and machine.rank() == 0 and machine.layout().processes == 1:
+        config.parse_overrides(settings)  # a typo is told before the shards are built
+        build_if_missing([options.data])
     composition = config.compose(options.exp, options.data, options.scale or DEFAULT_SCALE, options.seed, settings)
     _warn_of_scale(options.scale)
     run = run_folder(composition, Path(options.runs))

@@ -1,0 +1,24 @@
+"""The embedded catalogue's shards, built where a training is about to read them: they need no raw data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from experiments.data_folder import DATA_HOME
+from experiments.output import say
+
+EMBEDDED = "synthetic"
+
+
+def build_if_missing(words: Iterable[str]) -> None:
+    """Build the embedded catalogue if one of the words after --data names it and it is not there yet.
+
+    Not for several processes at once: they would all build it.
+    """
+    folder = DATA_HOME / EMBEDDED
+    if EMBEDDED not in words or (folder / "manifest.json").is_file():
+        return
+    from experiments.data_commands import build
+
+    say(f"no shards at {folder}: building the embedded catalogue there")
+    build(EMBEDDED, None, folder, {}, {})
