@@ -25,9 +25,9 @@ def bench_search(
 ) -> list[dict[str, Any]]:
     """Time `rank` with both CPU backends beside `faiss.IndexFlatIP.search`, which neither breaks ties nor re-scores.
 
-    On a GPU also with embeddings that lie there. They take turns, `repeats` times, and the shortest time of each counts:
-    a machine that is shared or warms up then favours nobody much. Building the FAISS index is not counted; the checks
-    and re-scoring of `rank` are.
+    On a GPU also with embeddings that lie there. They take turns, `repeats` times, and the shortest time of each
+    counts: a machine that is shared or warms up then favours nobody much. Building the FAISS index is not counted; the
+    checks and re-scoring of `rank` are.
 
     Returns: one row for each, {"name", "seconds", "ratio" to FAISS flat, "peak_mb" of the whole process during the run
         (None where the system does not tell), "added_mb" over what it held when the run began, "same_order": share of

@@ -34,7 +34,7 @@ PARTS = ("attention", "heads", "last layer", "optimiser")  # what a plain implem
 BATCH_SIZE = 64
 PARTS_BATCH_SIZE = 16  # on a CPU, where seven variants of a batch of 64 take half an hour
 TOGETHER = 3  # processes that take turns on a CPU; each keeps weights and optimiser state, about 3 GB
-CUDA_BATCH_SIZES = (256, 1024, 2048)
+CUDA_BATCH_SIZES = (256, 1024)
 COMPILED_BATCH_SIZES = (BATCH_SIZE, 1024)  # on a GPU; each is compiled anew
 
 
@@ -98,7 +98,8 @@ def compare(variants: Sequence[Variant], rounds: int = 4) -> list[dict[str, Any]
 
     On a CPU a few variants, the first always among them, take turns step by step, and `speedup` is the median over
     turns: on a shared machine the pace changes by a third within minutes, which would else be taken for a difference.
-    A GPU is measured one variant after another, each turn the mean of several steps.
+    A GPU is measured one variant after another, each turn the mean of several steps; all are built beforehand, on the
+    CPU.
 
     Args:
         rounds: Timed steps of each variant (CPU), or tens of them (GPU).
@@ -109,9 +110,8 @@ def compare(variants: Sequence[Variant], rounds: int = 4) -> list[dict[str, Any]
     """
     found: list[tuple[Variant, list[Turn | None], list[Turn | None]]] = []  # with the first variant's in the same turns
     if torch.cuda.is_available():
-        for variant in variants:
-            own = _take_turns([variant], rounds)[0]
-            found.append((variant, own, found[0][1] if found else own))
+        turns = _take_turns(variants, rounds, together=False)
+        found = [(variant, own, turns[0]) for variant, own in zip(variants, turns, strict=True)]
     else:
         for start in range(1, len(variants), TOGETHER - 1):
             group = [variants[0], *variants[start : start + TOGETHER - 1]]
@@ -123,8 +123,11 @@ def compare(variants: Sequence[Variant], rounds: int = 4) -> list[dict[str, Any]
     return [_row(variant, own, first, rates[variant.dtype]) for variant, own, first in found]
 
 
-def _take_turns(variants: Sequence[Variant], rounds: int) -> list[list[Turn | None]]:
-    """The turns of each variant; the first of all is a warm-up and left out."""
+def _take_turns(variants: Sequence[Variant], rounds: int, together: bool = True) -> list[list[Turn | None]]:
+    """The turns of each variant, one of each after another or (not together) all of one before those of the next.
+
+    The first of all is a warm-up and left out.
+    """
     context = multiprocessing.get_context("spawn")
     pipes, processes = [], []
     for variant in variants:
@@ -134,14 +137,15 @@ def _take_turns(variants: Sequence[Variant], rounds: int) -> list[list[Turn | No
         there.close()  # so that a process that dies is noticed
         pipes.append(here)
         processes.append(process)
+    numbers, rows = range(1 + rounds), range(len(variants))
+    order = [(number, row) for number in numbers for row in rows]
     found: list[list[Any]] = [[] for _ in variants]
-    for number in range(1 + rounds):
-        for answers, pipe in zip(found, pipes, strict=True):
-            pipe.send(number)
-            answers.append(pipe.recv())
-    for pipe, process in zip(pipes, processes, strict=True):
-        pipe.send(None)
-        process.join()
+    for number, row in order if together else sorted(order, key=lambda turn: turn[1]):
+        pipes[row].send(number)
+        found[row].append(pipes[row].recv())
+        if number == numbers[-1]:
+            pipes[row].send(None)
+            processes[row].join()
     return [answers[1:] for answers in found]
 
 
@@ -167,11 +171,16 @@ def _row(variant: Variant, turns: list[Turn | None], first: list[Turn | None], r
 
 
 def _serve(pipe: Any, variant: Variant) -> None:
-    """Build a variant, then answer each number with a `Turn` (None: out of memory), until None is sent."""
+    """Build a variant, then answer each number with a `Turn` (None: out of memory), until None is sent.
+
+    A GPU is touched when the first number comes: others are measured on it until then.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    model: RetrievalModule = getattr(lightning_modules, variant.model)(**dict(variant.arguments)).to(device)
+    model: RetrievalModule = getattr(lightning_modules, variant.model)(**dict(variant.arguments))
     model.setup("fit")  # counts the operations
+    number = pipe.recv()
+    model.to(device)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     Speed(compile=variant.compile, recompute=variant.recompute).apply(model)
     spec = model.input_spec()
@@ -199,10 +208,7 @@ def _serve(pipe: Any, variant: Variant) -> None:
     steps = 10 if device.type == "cuda" else 1
     tasks: Mapping[str, float] = getattr(model, "tasks", {"": 1.0})
     with _without(variant.plain):
-        while True:
-            number = pipe.recv()
-            if number is None:
-                return
+        while number is not None:
             try:
                 seconds = _seconds_of_tasks(step, tasks, range(number * steps, (number + 1) * steps), device)
                 peak_mb = peak_memory_mb()  # before the matrix product
@@ -211,6 +217,7 @@ def _serve(pipe: Any, variant: Variant) -> None:
                 pipe.send(Turn(seconds, samples_per_s, rate, model.flops_per_sample, peak_mb, parameters))
             except torch.OutOfMemoryError:
                 pipe.send(None)
+            number = pipe.recv()
 
 
 def _seconds_of_tasks(

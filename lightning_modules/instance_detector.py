@@ -195,7 +195,7 @@ class InstanceDetector(TrainedModule):
 
     def _count_flops(self) -> None:
         """Operations of a training step on a random picture; each rank does so for itself."""
-        batch = _example(self.image_size_px, self.device)
+        batch = _example(self.image_size_px, self.weights_device)
         training = self.training
         self.train()
         with alone(), torch.random.fork_rng(devices=[]), torch.enable_grad(), FlopCounterMode(display=False) as counter:

@@ -39,7 +39,7 @@ def check_matching_head(model: RetrievalModule) -> None:
         ModelError: The model's own where it has no matching head; else what is wrong with the scores.
     """
     spec = model.input_spec()
-    queries, items = (example_batch(spec, model.device, batch_size=2, seed=seed) for seed in (0, 1))
+    queries, items = (example_batch(spec, model.weights_device, batch_size=2, seed=seed) for seed in (0, 1))
     logits_B = _match(model, queries, items)
     if logits_B.shape != (2,):
         raise ModelError(

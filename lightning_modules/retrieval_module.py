@@ -147,12 +147,13 @@ class RetrievalModule(TrainedModule, ABC):
         DDP raises on parameters without gradient, and counting them as trained would be dishonest: CAPTURE with the
         contrast alone, say, never reaches its cross layers.
         """
-        batch = example_batch(self.input_spec(), self.device)
+        device = self.weights_device
+        batch = example_batch(self.input_spec(), device)
         flops = 0.0
         with alone(), torch.random.fork_rng(devices=[]), torch.enable_grad():
             for task, share in self.tasks.items():
                 with FlopCounterMode(display=False) as counter:
-                    total_loss(self.losses(batch, Draws(0, 0, self.device, task=task))).backward()
+                    total_loss(self.losses(batch, Draws(0, 0, device, task=task))).backward()
                 flops += share * counter.get_total_flops()
                 self._trained_by[task] = {name for name, p in self.named_parameters() if p.grad is not None}
                 self.zero_grad(set_to_none=True)

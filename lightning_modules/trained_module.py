@@ -46,6 +46,11 @@ class TrainedModule(lightning.LightningModule):
         self.betas = (float(betas[0]), float(betas[1]))
         self.adam_eps = adam_eps
 
+    @property
+    def weights_device(self) -> torch.device:
+        """Where the weights are. While `setup` runs, Lightning's `device` is already the one they will be moved to."""
+        return next((parameter.device for parameter in self.parameters()), self.device)
+
     def check_training(self, trainer: lightning.Trainer, batch_size: int | None) -> None:
         """Raise `ModelError` if the model cannot be trained so; `batch_size` of a process, None = unknown."""
 

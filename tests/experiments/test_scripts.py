@@ -21,7 +21,7 @@ def bash(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["bash", *words], capture_output=True, text=True, env=more, check=False)
 
 
-@pytest.mark.parametrize("script", [*BATCH, SCRIPTS / "train_torchrun.sh"], ids=lambda path: path.name)
+@pytest.mark.parametrize("script", sorted(SCRIPTS.glob("*.s*")), ids=lambda path: path.name)
 def test_they_parse(script: Path) -> None:
     done = bash("-n", str(script))
     assert (done.returncode, done.stderr) == (0, "")

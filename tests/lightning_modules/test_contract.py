@@ -279,3 +279,13 @@ def test_a_step_never_waits_for_the_device(kind: type[RetrievalModule], monkeypa
     total = _total(model, example_batch(model.input_spec(), model.device, batch_size=6))
     total.backward()
     assert total.device.type == "meta"
+
+
+@by_model
+def test_it_is_set_up_where_its_weights_are(kind: type[RetrievalModule]) -> None:
+    """Lightning names the GPU in `setup` already, and moves the weights there afterwards."""
+    model = tiny(kind, objectives=list(objectives_of(kind)))
+    model._device = torch.device("meta")
+    assert model.device.type == "meta"
+    model.setup("fit")
+    assert model.flops_per_sample > 0

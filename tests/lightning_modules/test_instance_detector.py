@@ -113,6 +113,7 @@ def test_its_own_checkpoint_is_a_starting_point(trained: InstanceDetector, tmp_p
     file = tmp_path / "detector.ckpt"
     torch.save({"state_dict": trained.state_dict()}, file)
     model = tiny_detector(weights=str(file))
+    model._device = torch.device("meta")  # as Lightning names a GPU in `setup`, before the weights are there
     model.setup("fit")
     assert torch.equal(model.network.rpn.head.cls_logits.weight, trained.network.rpn.head.cls_logits.weight)
     assert model.flops_per_sample > 0

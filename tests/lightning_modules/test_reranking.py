@@ -12,13 +12,13 @@ from lightning import Trainer
 from torch import Tensor
 
 from datamodules.batch import ProductBatch
-from lightning_modules import ModelError, reranking
+from lightning_modules import UNITER, ModelError, reranking
 from lightning_modules.callbacks.retrieval_evaluation import RetrievalEvaluation
 from lightning_modules.distributed import rank
 from retrieval import Ranking, official_metrics
 from tests.distributed.gloo import run_on_ranks
 from tests.lightning_modules.pairs import PairData, PairModel, halves
-from tests.lightning_modules.tiny_models import tiny_capture
+from tests.lightning_modules.tiny_models import tiny, tiny_capture
 
 DEPTH = 6
 
@@ -159,3 +159,10 @@ def test_an_evaluation_times_its_encoding() -> None:
     assert result.embedding_ms_per_item is not None
     assert 0 < result.embedding_ms_per_item < 100
     assert np.isfinite(result.embedding_ms_per_item)
+
+
+def test_a_matching_head_is_tried_where_its_weights_are() -> None:
+    """Lightning names the GPU in `setup` already, and moves the weights there afterwards."""
+    model = tiny(UNITER, objectives=["itm"])
+    model._device = torch.device("cuda:0")
+    reranking.check_matching_head(model)
