@@ -16,6 +16,7 @@ from torch import Tensor
 
 import lightning_modules
 from experiments.bench_entities import all_ranked
+from experiments.output import say
 from lightning_modules import RetrievalModule
 from lightning_modules.callbacks.graph_refresh import graph_of
 from lightning_modules.callbacks.speed import Speed
@@ -130,9 +131,10 @@ def _take_turns(variants: Sequence[Variant], rounds: int, together: bool = True)
     """
     context = multiprocessing.get_context("spawn")
     pipes, processes = [], []
+    threads = torch.get_num_threads() if together else max(1, torch.get_num_threads() // len(variants))
     for variant in variants:
         here, there = context.Pipe()
-        process = context.Process(target=_serve, args=(there, variant), daemon=True)
+        process = context.Process(target=_serve, args=(there, variant, threads), daemon=True)
         process.start()
         there.close()  # so that a process that dies is noticed
         pipes.append(here)
@@ -146,6 +148,8 @@ def _take_turns(variants: Sequence[Variant], rounds: int, together: bool = True)
         if number == numbers[-1]:
             pipes[row].send(None)
             processes[row].join()
+            times = [turn.seconds for turn in found[row][1:] if turn is not None]
+            say(f"{variants[row].name}: {f'{min(times):.3g} s a step' if times else 'does not fit'}")
     return [answers[1:] for answers in found]
 
 
@@ -170,16 +174,22 @@ def _row(variant: Variant, turns: list[Turn | None], first: list[Turn | None], r
     return row
 
 
-def _serve(pipe: Any, variant: Variant) -> None:
+def _serve(pipe: Any, variant: Variant, threads: int) -> None:
     """Build a variant, then answer each number with a `Turn` (None: out of memory), until None is sent.
 
     A GPU is touched when the first number comes: others are measured on it until then.
+
+    Args:
+        threads: To build it with, as others are built beside it.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    all_threads = torch.get_num_threads()
+    torch.set_num_threads(threads)
     torch.manual_seed(0)
     model: RetrievalModule = getattr(lightning_modules, variant.model)(**dict(variant.arguments))
     model.setup("fit")  # counts the operations
     number = pipe.recv()
+    torch.set_num_threads(all_threads)
     model.to(device)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     Speed(compile=variant.compile, recompute=variant.recompute).apply(model)
