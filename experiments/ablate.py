@@ -23,6 +23,7 @@ from experiments.ablation_plan import (
 from experiments.cluster.options import LAUNCHERS, ClusterOptions, read_options
 from experiments.embedded import build_if_missing
 from experiments.errors import UsageError, nearest
+from experiments.last_choice import remember
 from experiments.parser import Parser
 from experiments.recorded import runs_of
 from experiments.row_check import check_rows
@@ -76,6 +77,8 @@ def ablate_command(description: str, words: list[str], command: Command = fit_co
     _say(describe(plan, options.jobs, every_run=options.dry))
     if not options.dry and command is fit_command:
         check_rows(table, plan.missing)
+    if not options.dry:
+        remember(options.table, table.choice, Path(options.runs))
     if cluster is not None and plan.missing:
         from experiments.cluster.launch import launch
 

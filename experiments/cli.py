@@ -217,12 +217,14 @@ def _table(words: list[str]) -> None:
     add_form_arguments(parser)
     options = parser.parse(words)
     form, plot = chosen_form(options.format, options.out), chosen_plot(options.plot, options.metric)
+    from experiments.last_choice import shown_choice
+    from experiments.recorded import homes
     from experiments.table import make_table
 
-    runs, choice = [Path(run) for run in options.runs], choice_of(options)
-    from experiments.recorded import homes
-
-    command, home = command_line("table", words), Path(options.home)
+    runs, choice, home = [Path(run) for run in options.runs], choice_of(options), Path(options.home)
+    if not options.recorded:
+        choice, words = shown_choice(options.table, choice, home, words)
+    command = command_line("table", words)
     make = partial(make_table, runs, options.table, command, choice, homes(home, options.recorded))
     text = make(form, plot, options.metric)
     if options.out:

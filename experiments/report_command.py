@@ -33,8 +33,11 @@ def report_command(description: str, words: list[str]) -> None:
 
         print(write_report(options.run, options.out))
         return
+    from experiments.last_choice import shown_choice
     from experiments.recorded import homes
     from experiments.table_page import write_table_report
 
+    if not options.recorded:
+        choice, words = shown_choice(options.table, choice, Path(options.runs), words)
     command, places = command_line("report", words), homes(Path(options.runs), options.recorded)
     print(write_table_report(options.table, command, choice, places, options.out))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments.errors import UsageError
+from experiments.last_choice import shown_choice
 from experiments.parser import Parser
 from experiments.run_lock import check_free
 from experiments.runs import RunFolder, run_folder
@@ -59,6 +60,7 @@ def sync_command(description: str, words: list[str], upload: Upload | None = Non
         raise UsageError("sync wants run folders (RUN=runs/<run_id>) or a table (TABLE=<name>), one of the two")
     choice = choice_of(options)
     if options.table:
+        choice, _ = shown_choice(options.table, choice, Path(options.runs), words)
         folders = folders_of(options.table, choice, Path(options.runs))
     else:
         folders = [Path(word) for word in options.run]
