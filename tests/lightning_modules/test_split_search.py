@@ -247,7 +247,7 @@ def _on_gloo(case: Case) -> dict[str, list[torch.Tensor]]:
 @pytest.mark.parametrize("world", [2, 3, 4])
 def test_processes_find_what_threads_find(world: int, tmp_path: Path) -> None:
     case = drawn(7, world=world, num_queries=30, num_items=50, depth=20, exact=True)
-    case.shares["gallery"][1] += case.shares["gallery"].pop()  # the last rank has nothing
+    case.shares["gallery"][0] += case.shares["gallery"].pop()  # the last rank has nothing
     case.shares["gallery"].append([])
     wanted = expected(case)
     for found in run_on_ranks(world, tmp_path, _on_gloo, case):
