@@ -95,6 +95,19 @@ def test_a_bug_keeps_its_traceback_and_exits_with_1(tmp_path: Path) -> None:
     assert "ZeroDivisionError" in done.stderr
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_gone_ends_it_without_a_word(unbuffered: str) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    with os.fdopen(theirs, "wb") as closed:
+        command = [sys.executable, "-m", "experiments", "--help"]
+        environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        done = subprocess.run(
+            command, stdout=closed, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment, check=False
+        )
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_an_error_from_a_loader_worker_is_unwrapped() -> None:
     text = (
         "Caught DataError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
