@@ -2,7 +2,7 @@
 
 A table's file (experiments/ablations/<name>.yaml) names rows, and what they have in common:
 
-    title: CAPTURE on real photographs
+    title: CAPTURE beside its floors
     experiment: capture
     scale: tiny
     seeds: [0, 1, 2]

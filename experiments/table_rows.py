@@ -67,9 +67,12 @@ class TableFile(NamedTuple):
 
     @property
     def title(self) -> str:
-        """Of the file, with what the command chose otherwise."""
+        """Of the file, with the data and the scale that its rows have in common, and with seeds that were chosen."""
         title = str(self.content.get("title", self.file.stem))
-        return f"{title} [{self.choice}]" if self.choice.given() else title
+        common = [{str(entry[key]) for entry in self.entries} for key in ("data", "scale")]
+        words = [Path(found.pop()).name for found in common if len(found) == 1]
+        seeds = f" [seeds {', '.join(map(str, self.choice.seeds))}]" if self.choice.seeds else ""
+        return (f"{title}: {', '.join(words)}" if words else title) + seeds
 
 
 class Row(NamedTuple):

@@ -26,7 +26,7 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(
     write()
     assert ablate(home, "--dry") == 0
     text = capsys.readouterr().out
-    assert "Mine: 6 runs, 0 of them finished" in text
+    assert "Mine: synthetic, tiny: 6 runs, 0 of them finished" in text
     assert len(re.findall(r"^  to do +(?:all|CLR, alone|MLM), seed [01] +\S+/capture-synthetic-[01]-", text, re.M)) == 6
     assert "6 to run, 1 at a time: time unknown" in text
     assert not (home / "runs").exists()
@@ -78,7 +78,7 @@ def test_rows_of_the_same_run_are_told_and_run_once(
     )
     assert ablate(home, "--seeds", "0") == 0
     text = capsys.readouterr().out
-    assert "Mine [seeds 0]: 2 runs" in text
+    assert "Mine: synthetic, tiny [seeds 0]: 2 runs" in text
     assert re.search(r"a and b are the same run with seed 0, run once: \S+/capture-synthetic-0-\w+", text)
     assert len(started(home)) == 4
 
@@ -171,7 +171,7 @@ def test_what_the_command_chooses_replaces_the_files_and_its_rows_own(
     write("\n  - {label: a, data: nowhere, scale: small, seeds: [7]}\n  - {label: b, set: {model.lr: 1}}")
     plan = plan_runs(open_table("mine", Choice(str(shards), "tiny", (2,))), None, home)
     assert [run.folder.run_id.rsplit("-", 1)[0] for run in plan.runs] == ["capture-synthetic-2"] * 2
-    assert plan.table.title == f"Mine [data {shards}, scale tiny, seeds 2]"
+    assert plan.table.title == "Mine: synthetic, tiny [seeds 2]"
 
 
 def test_the_table_finds_the_runs_of_the_same_choice(
@@ -185,7 +185,7 @@ def test_the_table_finds_the_runs_of_the_same_choice(
     assert main(["table", "--table", "mine", "--runs", str(home / "runs"), *choice]) == 0
     text = capsys.readouterr().out
     assert "**a** (n = 1, seed 4;" in text
-    assert f"### Mine [data {shards}, scale tiny, seeds 4]" in text
+    assert "### Mine: synthetic, tiny [seeds 4]" in text
     assert main(["table", "--data", "x", str(run.folder.root)]) == 2
     assert "only a table's file has other runs" in capsys.readouterr().err
 

@@ -96,7 +96,7 @@ def test_a_job_that_failed_is_told_with_its_last_error_and_submitted_again(
     assert ablate(home, *SLURM) == 0
     run_id = Path(re.findall(r"job 471_1  (\S+)", capsys.readouterr().out)[0]).name
     output = home / "runs" / "output" / f"{run_id}.txt"
-    output.parent.mkdir()
+    output.parent.mkdir(exist_ok=True)
     output.write_text("step 1\nRuntimeError: CUDA out of memory\n")
     (home / "runs" / "cluster" / "mine" / "471_0_0_log.err").write_text("srun: error: the node has gone\n")
     assert ablate(home, *SLURM, "--dry") == 0
