@@ -31,6 +31,9 @@ SHRUNK = {
 }
 
 
+ALWAYS = {"trainer.max_steps", "data.steps_per_epoch", "data.num_workers"}  # whatever a row says
+
+
 class Case(NamedTuple):
     """A row, completed by what its table says for all."""
 
@@ -50,10 +53,10 @@ def cases() -> list[Case]:
 
 
 def shrinking(experiment: str, own: dict[str, Any]) -> list[str]:
-    """The settings that make an experiment small, without those of a row."""
+    """The settings that make an experiment small, those of a row left alone but for its length."""
     known = {name: schema.signature(path) for name, path in config.classes_of(experiment).items()}
     fitting = {k: v for k, v in SHRUNK.items() if k.partition(".")[2] in known.get(k.partition(".")[0], ())}
-    return [f"--{key}={value}" for key, value in fitting.items() if key not in own]
+    return [f"--{key}={value}" for key, value in fitting.items() if key not in own or key in ALWAYS]
 
 
 @pytest.fixture(scope="module")

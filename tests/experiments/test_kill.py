@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from experiments import checkpoint_files, record
+from experiments import checkpoint_files
+from experiments import train as training
 from experiments.cli import main
 from lightning_modules.callbacks.graph_refresh import GraphRefresh
 from lightning_modules.callbacks.retrieval_evaluation import RetrievalEvaluation
@@ -67,8 +68,8 @@ MOMENTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], int]] = {  # mome
     "evaluation": (at_step(6, RetrievalEvaluation, "on_validation_batch_start"), 3),
     "before the first last.ckpt takes its place": (writing("_keep_as_previous", 1), 0),
     "before the second last.ckpt takes its place": (writing("_keep_as_previous", 2), 3),
-    "test": (at_step(0, RetrievalEvaluation, "on_test_batch_start"), 6),
-    "metrics.json": (lambda patch: patch.setattr(record, "write_results", die), 6),
+    "test": (at_step(6, RetrievalEvaluation, "on_test_batch_start"), 6),  # the untrained model is tested at step 0
+    "metrics.json": (lambda patch: patch.setattr(training, "write_results", die), 6),
 }
 QUICK = ("second interval", "before the second last.ckpt takes its place")
 
