@@ -10,7 +10,7 @@ CLI := $(PY) -m experiments
 # Only words given on the command line or in the environment become arguments.
 option = $(if $(2),$(1) '$(2)')
 chosen = $(call option,--exp,$(EXP)) $(call option,--data,$(DATA)) $(call option,--scale,$(SCALE)) $(call option,--seed,$(SEED))
-table_choice = $(call option,--data,$(DATA)) $(call option,--scale,$(SCALE)) $(call option,--seeds,$(SEEDS))
+table_choice = $(call option,--data,$(DATA)) $(call option,--scale,$(SCALE)) $(call option,--seeds,$(SEEDS)) $(call option,--rows,$(ROWS))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all data train regions eval ablation table results report sync bench doctor lint
@@ -56,9 +56,9 @@ eval: setup ## evaluate again: RUN=runs/<run_id> [DATA=…], or as built, nothin
 	@$(CLI) eval $(call option,--run,$(RUN)) $(chosen) $(ARGS)
 
 ablation: setup ## run what is missing of a table: TABLE=<name> [DATA=…] [SCALE=…] [SEEDS=0,1,2] [ROWS=a,b] [JOBS=n] [DRY=1] [LAUNCH=slurm CLUSTER=<file>]
-	@$(CLI) ablate $(if $(TABLE),'$(TABLE)') $(table_choice) $(call option,--rows,$(ROWS)) $(call option,--jobs,$(JOBS)) $(call option,--launch,$(LAUNCH)) $(call option,--cluster,$(CLUSTER)) $(if $(filter-out 0,$(DRY)),--dry) $(ARGS)
+	@$(CLI) ablate $(if $(TABLE),'$(TABLE)') $(table_choice) $(call option,--jobs,$(JOBS)) $(call option,--launch,$(LAUNCH)) $(call option,--cluster,$(CLUSTER)) $(if $(filter-out 0,$(DRY)),--dry) $(ARGS)
 
-table: setup ## table of runs: TABLE=<name> [DATA=…] [SCALE=…] [SEEDS=…], or RUNS="runs/a runs/b" [OUT=file.md|.tex|.csv] [PLOT=file.png|.svg] [WANDB=1]
+table: setup ## table of runs: TABLE=<name> [DATA=…] [SCALE=…] [SEEDS=…] [ROWS=a,b], or RUNS="runs/a runs/b" [OUT=file.md|.tex|.csv] [PLOT=file.png|.svg] [WANDB=1]
 	@$(CLI) table $(call option,--table,$(TABLE)) $(table_choice) $(call option,--out,$(OUT)) $(call option,--plot,$(PLOT)) $(if $(filter-out 0,$(WANDB)),--wandb) $(RUNS) $(ARGS)
 
 results: setup ## keep a table's finished runs in the repository, and write the README's results: [TABLE=<name>] [DATA=…] [SCALE=…] [SEEDS=…]

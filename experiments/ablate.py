@@ -6,7 +6,10 @@ same `fit` that could be typed by hand, so it lives in the folder where `table` 
 
 from __future__ import annotations
 
+import re
+import shlex
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,7 +20,6 @@ from experiments.ablation_plan import (
     RECORDED,
     AblationPlan,
     PlannedRun,
-    choose_rows,
     plan_runs,
 )
 from experiments.cluster.options import LAUNCHERS, ClusterOptions, read_options
@@ -29,7 +31,7 @@ from experiments.recorded import runs_of
 from experiments.row_check import check_rows
 from experiments.run_pool import OUTPUT_FOLDER, End, Job, run_jobs
 from experiments.table_options import add_choice, choice_of
-from experiments.table_rows import open_table
+from experiments.table_rows import choose_rows, open_table
 
 SHOWN = ("val", "test")
 Command = Callable[[PlannedRun], list[str]]
@@ -52,7 +54,6 @@ def ablate_command(description: str, words: list[str], command: Command = fit_co
     parser = Parser("ablate", description)
     parser.add_argument("table", metavar="TABLE", help="rows of experiments/ablations/<table>.yaml")
     add_choice(parser, where="all rows: ")
-    parser.add_argument("--rows", metavar="A,B", help="only the rows of these labels")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at the same time (default: 1)")
     parser.add_argument("--launch", metavar="slurm|local", help="submit the runs as jobs (docs/cluster.md)")
     parser.add_argument(
@@ -65,6 +66,7 @@ def ablate_command(description: str, words: list[str], command: Command = fit_co
     parser.add_argument("--recorded", action="store_true", help="runs of experiments/results count as finished")
     parser.add_argument("--dry", action="store_true", help="print the plan and stop")
     parser.add_argument("--runs", default="runs", metavar="DIR", help="where run folders are (default: runs)")
+    _check_words(words)
     options = parser.parse(words)
     if options.jobs < 1:
         raise UsageError(f"--jobs {options.jobs}: at least 1 run at a time")
@@ -72,7 +74,7 @@ def ablate_command(description: str, words: list[str], command: Command = fit_co
     table = open_table(options.table, choice_of(options))
     rows, here = choose_rows(table, options.rows), not (options.dry or options.launch)
     if not options.dry:
-        build_if_missing(str(entry["data"]) for entry in table.entries if rows is None or str(entry["label"]) in rows)
+        build_if_missing(str(entry["data"]) for entry in table.entries if str(entry["label"]) in rows)
     plan = plan_runs(table, rows, Path(options.runs), here, runs_of() if options.recorded else None)
     _say(describe(plan, options.jobs, every_run=options.dry))
     if not options.dry and command is fit_command:
@@ -87,6 +89,17 @@ def ablate_command(description: str, words: list[str], command: Command = fit_co
     if options.dry:
         return 0
     return _run(plan, options.jobs, Path(options.runs) / OUTPUT_FOLDER, command, _table_command(options))
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Settings of a run are no words of this command."""
+    for word in words:
+        if re.match(r"--\w+\.\w", word):
+            key, _, value = word.strip("-").partition("=")
+            raise UsageError(
+                f"{word}: what all rows set stands in the table's file, as `set: {{{key}: {value}}}` at its head "
+                "(docs/ablations.md)"
+            )
 
 
 def _cluster_options(launcher: str | None, words: Sequence[str]) -> ClusterOptions | None:
@@ -117,7 +130,7 @@ def describe(plan: AblationPlan, jobs: int, every_run: bool = True) -> str:
 
 
 def _detail(run: PlannedRun) -> str:
-    steps = f"after step {run.step} of {run.max_steps}" if run.state in (GOES_ON, IN_USE) and run.step else ""
+    steps = f"evaluated at step {run.step} of {run.max_steps}" if run.state in (GOES_ON, IN_USE) and run.step else ""
     time = (
         f"about {_duration(run.seconds)}" if run.state not in (FINISHED, RECORDED) and run.seconds is not None else ""
     )
@@ -192,13 +205,13 @@ def _numbers(record: dict[str, object]) -> str:
     return "".join(f"{word}  " for word in words)
 
 
-def _table_command(options: object) -> str:
+def _table_command(options: Namespace) -> str:
     """What shows the numbers."""
-    chosen = {name: getattr(options, name) for name in ("table", "data", "scale", "seeds")}
-    words = [f"{name.upper()}={value}" for name, value in chosen.items() if value]
-    where = getattr(options, "runs", "runs")
+    words = [f"TABLE={options.table}"]
+    words += [f"{key.upper()}={shlex.quote(value)}" for key, value in choice_of(options).words().items()]
+    where = options.runs
     more = [] if where == "runs" else [f"--runs {where}"]
-    more += ["--recorded"] if getattr(options, "recorded", False) else []
+    more += ["--recorded"] if options.recorded else []
     return " ".join(["make table", *words, *([f"ARGS='{' '.join(more)}'"] if more else [])])
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from experiments import machine
 from experiments.cli import is_user_error, one_line
 from experiments.config import Composition
-from experiments.errors import UsageError, nearest
+from experiments.errors import UsageError
 from experiments.history import read_history
 from experiments.run_lock import check_free
 from experiments.runs import RunFolder, config_hash, run_folder
@@ -97,32 +97,13 @@ def plan_runs(
                 composed.append((entry, composition))
     if problems:
         told = "; ".join(f"{name_rows(labels)}: {problem}" for problem, labels in problems.items())
-        raise UsageError(f"{table.file}: {told}. Nothing was started")
+        raise UsageError(f"{table.file}: {told}; nothing was started")
     return AblationPlan(table, _once_each(composed, home, recorded, table.file.stem))
 
 
 def name_rows(labels: Sequence[str]) -> str:
     """For messages: `row 'a'`, `rows 'a', 'b'`."""
     return f"row{'s' if len(labels) > 1 else ''} {', '.join(map(repr, labels))}"
-
-
-def choose_rows(table: TableFile, text: str | None) -> list[str] | None:
-    """The labels that `a,b` names; None: all. A label may have commas itself.
-
-    Raises:
-        UsageError: If there is no such row.
-    """
-    if text is None:
-        return None
-    known = [str(entry["label"]) for entry in table.entries]
-    chosen, words = [], text.split(",")
-    while words:
-        ends = [end for end in range(len(words), 0, -1) if ",".join(words[:end]).strip() in known]
-        if not ends:
-            raise UsageError(f"--rows: {table.file.stem} has no row {words[0].strip()!r}: {nearest(words[0], known)}")
-        chosen.append(",".join(words[: ends[0]]).strip())
-        words = words[ends[0] :]
-    return chosen
 
 
 def _once_each(
@@ -178,9 +159,16 @@ def _finished_runs(home: Path) -> list[dict[str, Any]]:
 
 
 def _expected_seconds(composition: Composition, past: Sequence[dict[str, Any]]) -> float | None:
-    """Mean training time of finished runs of the same settings, else of the same experiment, scale and data."""
+    """Mean training time of finished runs of the same settings, else of the same experiment, scale and data, for as
+    many steps."""
     about = {"experiment": composition.experiment, "scale": composition.scale, "data": composition.data.name}
     alike = [record for record in past if all(record.get(key) == value for key, value in about.items())]
     same = [record for record in alike if record.get("config_hash") == config_hash(composition)]
-    times = [float(record["train_seconds"]) for record in same or alike]
+    times = [float(record["train_seconds"]) * _share(composition, record) for record in same or alike]
     return fmean(times) if times else None
+
+
+def _share(composition: Composition, record: dict[str, Any]) -> float:
+    """Of the recorded run's steps, those to be made; 1 where either does not say."""
+    steps, past = composition.config["trainer"].get("max_steps"), record.get("steps")
+    return steps / past if steps and steps > 0 and past else 1.0

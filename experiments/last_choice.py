@@ -15,7 +15,7 @@ from experiments.table_rows import AS_IN_FILE, Choice
 
 def remember(table: str, choice: Choice, runs: Path) -> None:
     """Keep what was chosen, beside what the table's processes said."""
-    write_json(_file(table, runs), choice.given())
+    write_json(_file(table, runs), choice._asdict())
 
 
 def shown_choice(table: str | None, choice: Choice, runs: Path, words: Sequence[str]) -> tuple[Choice, list[str]]:
@@ -25,12 +25,11 @@ def shown_choice(table: str | None, choice: Choice, runs: Path, words: Sequence[
         choice: What the command's words choose; where they do, that is all that counts.
         words: Of the command, for its record: it must mean the same tomorrow.
     """
-    last = _recall(table, runs) if table and not choice.given() else AS_IN_FILE
-    if not last.given():
+    last = _recall(table, runs) if table and not choice.words() else AS_IN_FILE
+    if not last.words():
         return choice, list(words)
-    print(f"{table} as last run in {runs}: {last}; choose with DATA=, SCALE= or SEEDS=", file=sys.stderr)
-    chosen = {"data": last.data, "scale": last.scale, "seeds": ",".join(map(str, last.seeds or ()))}
-    return last, [*words, *(word for key, value in chosen.items() if value for word in (f"--{key}", value))]
+    print(f"{table} as last run in {runs}: {last}; choose with DATA=, SCALE=, SEEDS= or ROWS=", file=sys.stderr)
+    return last, [*words, *(word for key, value in last.words().items() for word in (f"--{key}", value))]
 
 
 def _recall(table: str, runs: Path) -> Choice:
@@ -38,7 +37,8 @@ def _recall(table: str, runs: Path) -> Choice:
     try:
         found: dict[str, Any] = json.loads(_file(table, runs).read_text(encoding="utf-8"))
         seeds = found.get("seeds")
-        return Choice(found.get("data"), found.get("scale"), None if seeds is None else tuple(map(int, seeds)))
+        seeds = None if seeds is None else tuple(map(int, seeds))
+        return Choice(found.get("data"), found.get("scale"), seeds, found.get("rows"))
     except (OSError, ValueError, TypeError, AttributeError):
         return AS_IN_FILE
 

@@ -27,7 +27,7 @@ def report_command(description: str, words: list[str]) -> None:
         raise UsageError("report wants a run folder (RUN=runs/<run_id>) or TABLE=<name>, one of the two")
     choice = choice_of(options)
     if options.run:
-        if choice.given():
+        if choice.words():
             raise UsageError(f"{choice}: a run is what it is; only TABLE=<name> has other runs to choose")
         from experiments.report import write_report
 

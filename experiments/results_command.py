@@ -15,7 +15,7 @@ def results_command(description: str, words: list[str]) -> None:
     """Record a table where one is named; the README follows from what is recorded."""
     parser = Parser("results", description)
     parser.add_argument("--table", metavar="NAME", help="record this table of experiments/ablations/<name>.yaml first")
-    add_choice(parser)
+    add_choice(parser, rows=False)
     parser.add_argument("--runs", default="runs", metavar="DIR", help="where run folders are (default: runs)")
     options = parser.parse(words)
     if not options.table and (options.data or options.scale or options.seeds):

@@ -42,7 +42,7 @@ def check_rows(table: TableFile, runs: Sequence[PlannedRun]) -> None:
         return  # it broke down; the runs will say how
     if problems:
         told = "; ".join(f"{name_rows(rows)}: {problem}" for problem, rows in problems.items())
-        raise UsageError(f"{table.file}: {told}. Nothing was started")
+        raise UsageError(f"{table.file}: {told}; nothing was started")
 
 
 def main() -> None:

@@ -227,14 +227,15 @@ def clear(run: RunFolder) -> None:
 
 
 CODE_FOLDERS = ("lightning_modules", "datamodules", "experiments", "retrieval")
-NOT_CODE = (":(exclude)*.md", ":(exclude)experiments/results")  # as git's pathspecs
+# As git's pathspecs. What a row of a table sets stands in its run's own configuration.
+NOT_CODE = (":(exclude)*.md", ":(exclude)experiments/results", ":(exclude)experiments/ablations")
 
 
 def git_state(here: Path = HOME.parent) -> dict[str, Any]:
     """Commit of the working tree at `here`, and whether the code differs from it; {"commit": None} where there is none.
 
     It differs if tracked files do, or if a model, an experiment or an overlay lies there that was never added.
-    Documents and recorded results do not count: no run reads them.
+    Documents, recorded results and tables do not count: no run reads them.
     """
 
     def git(*words: str) -> str | None:

@@ -65,7 +65,7 @@ def make_table(
     """
     if bool(runs) == bool(table):
         raise UsageError("table wants run folders or TABLE=<name>, one of the two")
-    if runs and choice.given():
+    if runs and choice.words():
         raise UsageError(
             f"{choice}: only a table's file has other runs to choose (TABLE=<name>); run folders are what they are"
         )

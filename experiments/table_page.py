@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -71,7 +72,8 @@ def write_table_report(
 def _file_name(name: str, choice: Choice) -> str:
     """What tells this page from those of other data, scales and seeds."""
     seeds = "seeds-" + "-".join(map(str, choice.seeds)) if choice.seeds else ""
-    return "-".join(filter(None, [name, Path(choice.data or "").name, choice.scale, seeds]))
+    rows = "rows-" + re.sub(r"[^A-Za-z0-9_.]+", "_", choice.rows) if choice.rows else ""
+    return "-".join(filter(None, [name, Path(choice.data or "").name, choice.scale, seeds, rows]))
 
 
 def _plots(plan: Plan) -> Iterator[dict[str, str]]:

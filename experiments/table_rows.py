@@ -38,20 +38,25 @@ DEFAULTS: dict[str, Any] = {"experiment": "capture", "scale": "tiny", "seeds": [
 
 
 class Choice(NamedTuple):
-    """What a command says over a table's file, for all of its rows; None: as the file has it."""
+    """What a command says over a table's file; None: as the file has it."""
 
     data: str | None = None
     scale: str | None = None
     seeds: tuple[int, ...] | None = None
+    rows: str | None = None  # labels with commas between, as typed: only these
 
-    def given(self) -> dict[str, Any]:
-        """What is said."""
-        found: dict[str, Any] = {key: value for key, value in self._asdict().items() if value is not None}
-        return found
+    def for_all_rows(self) -> dict[str, Any]:
+        """What is said of every row."""
+        found = {"data": self.data, "scale": self.scale, "seeds": self.seeds}
+        return {key: value for key, value in found.items() if value is not None}
+
+    def words(self) -> dict[str, str]:
+        """What is said, each as a command line has it."""
+        found = {"data": self.data, "scale": self.scale, "seeds": self.seeds and ",".join(map(str, self.seeds))}
+        return {key: value for key, value in {**found, "rows": self.rows}.items() if value}
 
     def __str__(self) -> str:
-        words = {"data": self.data, "scale": self.scale, "seeds": ", ".join(map(str, self.seeds or ()))}
-        return ", ".join(f"{key} {value}" for key, value in words.items() if value)
+        return ", ".join(f"{key} {value}" for key, value in self.words().items())
 
 
 AS_IN_FILE = Choice()
@@ -121,6 +126,7 @@ def read_plan(name: str, choice: Choice = AS_IN_FILE, homes: Sequence[Path] = (R
     """A table's file and the finished runs of its rows.
 
     Args:
+        choice: With some of its rows, of which the first is the base where the file's own is not among them.
         homes: Where run folders are; a run that has finished in several is taken from the first.
 
     Raises:
@@ -128,8 +134,11 @@ def read_plan(name: str, choice: Choice = AS_IN_FILE, homes: Sequence[Path] = (R
     """
     table = open_table(name, choice)
     content = table.content
-    rows = [_find_runs(entry, table.file, homes) for entry in table.entries]
+    chosen = choose_rows(table, choice.rows)
+    rows = [_find_runs(entry, table.file, homes) for entry in table.entries if str(entry["label"]) in chosen]
     labels, base = [row.label for row in rows], content.get("base")
+    if base is not None and str(base) not in labels:
+        base = labels[0]
     return Plan(
         rows,
         table.title,
@@ -156,11 +165,30 @@ def open_table(name: str, choice: Choice = AS_IN_FILE) -> TableFile:
     if name not in files:
         raise UsageError(f"unknown table {name!r}: {nearest(name, files)}")
     content = read_file(files[name])
-    entries = [{**complete(content, entry), **choice.given()} for entry in content["rows"]]
+    entries = [{**complete(content, entry), **choice.for_all_rows()} for entry in content["rows"]]
     for entry in entries:
         if "data" not in entry:
             raise UsageError(f"{files[name]}: {entry['label']}: no data: name it there or as DATA=<name> (--data)")
     return TableFile(files[name], content, entries, choice)
+
+
+def choose_rows(table: TableFile, text: str | None) -> list[str]:
+    """The labels that `a,b` names; None: all. A label may have commas itself.
+
+    Raises:
+        UsageError: If there is no such row.
+    """
+    known = [str(entry["label"]) for entry in table.entries]
+    if text is None:
+        return known
+    chosen, words = [], text.split(",")
+    while words:
+        ends = [end for end in range(len(words), 0, -1) if ",".join(words[:end]).strip() in known]
+        if not ends:
+            raise UsageError(f"--rows: {table.file.stem} has no row {words[0].strip()!r}: {nearest(words[0], known)}")
+        chosen.append(",".join(words[: ends[0]]).strip())
+        words = words[ends[0] :]
+    return chosen
 
 
 def complete(content: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
@@ -212,7 +240,10 @@ def parse_seeds(text: str | None) -> tuple[int, ...] | None:
 
 def read_file(file: Path) -> dict[str, Any]:
     """The content of a table's file, checked as far as it can be without its runs."""
-    content = yaml.load(file.read_text(encoding="utf-8"), Loader)
+    try:
+        content = yaml.load(file.read_text(encoding="utf-8"), Loader)
+    except yaml.YAMLError as problem:
+        raise UsageError(f"{file}: not readable as YAML: {' '.join(str(problem).split())}") from None
     _check_keys(content, KEYS, file)
     if not isinstance(content.get("rows") or [], list):
         raise UsageError(f"{file}: rows: expected a list of rows such as {{label: all}}, got {content['rows']!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -11,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from experiments.ablate import fit_command
-from experiments.ablation_plan import choose_rows, plan_runs
+from experiments.ablation_plan import plan_runs
 from experiments.cli import main
 from experiments.errors import UsageError
 from experiments.row_check import check_rows
 from experiments.runs import write_json, write_text
-from experiments.table_rows import Choice, open_table
+from experiments.table_rows import Choice, choose_rows, open_table
 from tests.experiments.ablation_stub import ROOT, ablate, started
 
 
@@ -63,7 +64,7 @@ def test_an_unfinished_run_goes_on_and_its_share_is_told(
     capsys.readouterr()
     assert ablate(home, "--dry") == 0
     text = capsys.readouterr().out
-    assert re.search(r"  goes on   all, seed 0  \S+  \(after step 50 of 100, about 15 s\)", text)
+    assert re.search(r"  goes on   all, seed 0  \S+  \(evaluated at step 50 of 100, about 15 s\)", text)
     assert re.search(r"  finished  all, seed 1  \S+\n", text)
     write_text(run.folder.root / "run.lock", "elsewhere 12\n")
     assert ablate(home, "--dry") == 0
@@ -136,7 +137,7 @@ def test_values_that_only_a_model_can_refuse_are_told_before_any_starts(
     assert re.search(r"row 'b': model\.objectives: 'clrr' is unknown; did you mean 'clr'", text)
     assert re.search(r"rows 'c', 'd': model\.temperature -1\.0 must be above 0", text)
     assert "'e'" not in text
-    assert "Nothing was started" in text
+    assert "nothing was started" in text
     assert not (home / "runs").exists()
 
 
@@ -162,7 +163,7 @@ def test_labels_may_have_commas(home: Path, write: Callable[..., None]) -> None:
     write()
     table = open_table("mine")
     assert choose_rows(table, "MLM,CLR, alone,all") == ["MLM", "CLR, alone", "all"]
-    assert choose_rows(table, None) is None
+    assert choose_rows(table, None) == ["all", "CLR, alone", "MLM"]
 
 
 def test_what_the_command_chooses_replaces_the_files_and_its_rows_own(
@@ -221,3 +222,30 @@ def test_the_plan_and_its_errors_are_light(home: Path, write: Callable[..., None
         words = [sys.executable, "-c", code, str(home), *words]
         done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=False)
         assert done.returncode == 0, done.stderr
+
+
+def test_settings_of_a_run_belong_into_the_file(home: Path, write: Callable[..., None]) -> None:
+    write()
+    with pytest.raises(UsageError, match=r"--model\.lr=1e-3: .* as `set: \{model\.lr: 1e-3\}` at its head"):
+        ablate(home, "--model.lr=1e-3")
+
+
+def test_a_shorter_run_is_expected_to_take_less(
+    home: Path, write: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = "\n  - {label: all, set: {trainer.max_steps: 100}}\n  - {label: half, set: {trainer.max_steps: 50}}"
+    write(rows, seeds=[0])
+    assert ablate(home, "--rows", "all") == 0
+    file = next((home / "runs").glob("*/metrics.json"))
+    write_json(file, {**json.loads(file.read_text()), "steps": 100})
+    capsys.readouterr()
+    assert ablate(home, "--dry") == 0
+    assert re.search(r"  to do     half, seed 0 .*\(about 15 s\)", capsys.readouterr().out)
+
+
+def test_a_file_that_is_no_yaml_is_told_with_its_line(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "ablations" / "mine.yaml").write_text("data: synthetic\nrows:\n  - {label: a, set: {model.lr: 1\n")
+    assert main(["ablate", "mine", "--dry"]) == 2
+    error = capsys.readouterr().err
+    assert re.match(r"error: \S+mine\.yaml: not readable as YAML: .*line \d", error)
+    assert error.count("\n") == 1

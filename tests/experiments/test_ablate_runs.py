@@ -152,7 +152,7 @@ def test_a_small_table_from_its_runs_to_its_text(
     write(rows, seeds=[0])
     words = ["ablate", "mine", "--runs", str(home / "runs")]
     assert main(words) == 2
-    assert re.search(r"mine\.yaml: row 'broken': .*'clrr' is unknown.*Nothing was started", capsys.readouterr().err)
+    assert re.search(r"mine\.yaml: row 'broken': .*'clrr' is unknown.*nothing was started", capsys.readouterr().err)
     assert not (home / "runs").exists()
     write(rows.replace("clrr", "clr"), seeds=[0])
     assert main([*words, "--jobs", "2"]) == 0
@@ -199,6 +199,6 @@ def test_a_real_training_that_was_stopped_goes_on(
     assert (run / "run.lock").exists() is (number == signal.SIGKILL)  # of a dead owner, and so taken over
     again = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert re.search(r"started   all, seed 0 .*\(after step \d+ of 60\)", again.stdout)
+    assert re.search(r"started   all, seed 0 .*\(evaluated at step \d+ of 60\)", again.stdout)
     assert "going on from" in (run / "log.txt").read_text()
     assert json.loads((run / "metrics.json").read_text())["steps"] == 60

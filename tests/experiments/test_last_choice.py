@@ -12,7 +12,7 @@ from experiments.last_choice import remember, shown_choice
 from experiments.table_rows import AS_IN_FILE, Choice
 from tests.experiments.ablation_stub import ablate
 
-HERE = Choice(data="elsewhere", seeds=(0, 2))
+HERE = Choice(data="elsewhere", seeds=(0, 2), rows="a,b")
 
 
 def test_what_was_run_last_is_what_is_shown(
@@ -52,7 +52,7 @@ def test_the_record_of_the_command_says_what_was_chosen(tmp_path: Path) -> None:
     remember("mine", HERE, tmp_path)
     choice, words = shown_choice("mine", AS_IN_FILE, tmp_path, ["--table", "mine"])
     assert choice == HERE
-    assert words == ["--table", "mine", "--data", "elsewhere", "--seeds", "0,2"]
+    assert words == ["--table", "mine", "--data", "elsewhere", "--seeds", "0,2", "--rows", "a,b"]
     remember("mine", AS_IN_FILE, tmp_path)
     assert shown_choice("mine", AS_IN_FILE, tmp_path, ["--table", "mine"]) == (AS_IN_FILE, ["--table", "mine"])
 

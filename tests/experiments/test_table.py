@@ -125,6 +125,20 @@ def test_a_table_file_finds_its_runs(tmp_path: Path, shards: Path, run: Path, mo
     assert "1 run(s) missing" in text
 
 
+@pytest.mark.parametrize(("rows", "base"), [("all,CLR", "all"), ("CLR,MLM", "CLR"), ("MLM", "MLM"), (None, "all")])
+def test_some_rows_of_a_table_are_compared_with_its_base_or_the_first_of_them(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, rows: str | None, base: str
+) -> None:
+    (tmp_path / "ablations").mkdir()
+    labels = "rows: [{label: all}, {label: CLR, seeds: [1]}, {label: MLM, seeds: [2]}]"
+    (tmp_path / "ablations" / "mine.yaml").write_text(f"data: {shards}\nbase: all\n{labels}\n")
+    monkeypatch.setattr(table_rows, "HOME", tmp_path)
+    plan = table_rows.read_plan("mine", table_rows.Choice(rows=rows), [tmp_path])
+    assert [row.label for row in plan.rows] == (rows or "all,CLR,MLM").split(",")
+    assert plan.base is not None
+    assert plan.base.label == base
+
+
 def test_rows_are_compared_with_the_base_row_by_seed_and_query(tmp_path: Path) -> None:
     def row(label: str, seeds: list[int], first: int) -> Row:
         runs = [open_run(write_run(tmp_path / label, first + seed)) for seed in seeds]
