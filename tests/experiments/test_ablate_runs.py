@@ -30,7 +30,8 @@ def test_all_runs_finish_and_a_second_time_there_is_nothing_to_do(
     line = r"\[1/2\] finished  CLR, alone, seed 3  val/mAP@10 0\.2500  test/mAP@10 0\.5000  trained 30 s  \d+ s"
     assert re.search(line, text)
     assert "[2/2] started   MLM, seed 3" in text
-    assert f"all runs of the plan are finished: make table TABLE=mine SEEDS=3 ARGS='--runs {home / 'runs'}'" in text
+    chosen = f"TABLE=mine SEEDS=3 ROWS='MLM,CLR, alone' ARGS='--runs {home / 'runs'}'"
+    assert f"all runs of the plan are finished: make table {chosen}" in text
     assert ablate(home, "--seeds", "3", "--rows", "MLM,CLR, alone") == 0
     assert len(started(home)) == 4
     assert "2 runs, 2 of them finished" in capsys.readouterr().out
