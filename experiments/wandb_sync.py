@@ -97,12 +97,13 @@ def pending(folder: Path) -> Pending:
 
 
 def _sync(folders: Sequence[Path], dry: bool, upload: Upload) -> int:
-    failed, count, done = [], 0, 0
+    failed, count, done, in_progress = [], 0, 0, 0
     for folder in folders:
         try:
             check_free(RunFolder(folder))
         except UsageError as in_use:
             print(f"left out: {in_use}", flush=True)
+            in_progress += 1
             continue
         found = pending(folder)
         if not found.segments:
@@ -113,7 +114,9 @@ def _sync(folders: Sequence[Path], dry: bool, upload: Upload) -> int:
         if not dry and (problem := _upload_run(found, upload)):
             failed.append(f"{folder}: {problem}")
     what = "to upload" if dry else "uploaded"
-    print(f"{len(folders)} runs: {count - len(failed)} {what}, {done} with nothing to upload", flush=True)
+    told = [f"{count - len(failed)} {what}", f"{done} with nothing to upload"]
+    told += [f"{number} {how}" for number, how in ((in_progress, "in use"), (len(failed), "failed")) if number]
+    print(f"{len(folders)} run{'s' if len(folders) != 1 else ''}: {', '.join(told)}", flush=True)
     for line in failed:
         print(f"failed: {line}", flush=True)
     return 1 if failed else 0
