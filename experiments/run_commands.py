@@ -82,8 +82,7 @@ def run_command(command: str, description: str, words: list[str]) -> int | None:
     from experiments.stop_signals import Stopped
 
     if command == "fit" and not options.print_config and machine.rank() == 0 and machine.layout().processes == 1:
-        config.parse_overrides(settings)  # a typo is told before the shards are built
-        build_if_missing([options.data])
+        build_if_missing([options.data], before=lambda: config.parse_overrides(settings))
     composition = config.compose(options.exp, options.data, options.scale or DEFAULT_SCALE, options.seed, settings)
     _warn_of_scale(options.scale)
     run = run_folder(composition, Path(options.runs))
