@@ -273,6 +273,7 @@ def _from_shards(folder: Path) -> Tokenizer:
             raise
         raise DataError(f"{path} is not a tokenizer ({_first_line(error)}). {how_to_build(folder)}") from None
     ids = {token[1:-1].lower(): rust.token_to_id(token) for token in SPECIAL_TOKENS}
+    _check_unknown(rust, str(path))
     return Tokenizer(rust, _complete(ids, str(path)))
 
 
@@ -292,7 +293,18 @@ def _from_hugging_face(name: str) -> Tokenizer:
             f"this machine and give its path instead of the name, or use the shards' own (model.tokenizer=shards)."
         ) from None
     ids = {kind: getattr(loaded, f"{kind}_token_id", None) for kind in ("pad", "unk", "cls", "sep", "mask")}
+    _check_unknown(rust, f"'{name}'")
     return Tokenizer(rust, _complete(ids, f"'{name}'"))
+
+
+def _check_unknown(rust: RustTokenizer, where: str) -> None:
+    """A WordPiece vocabulary without its token for unknown words fails at the first of them, in the middle of a run."""
+    model: Any = rust.model
+    if type(model).__name__ == "WordPiece" and model.token_to_id(model.unk_token) is None:
+        raise DataError(
+            f"Tokenizer {where} has no token {model.unk_token!r} in its vocabulary, which stands for unknown words. "
+            "Use a BERT-style tokenizer, or 'shards', built again."
+        )
 
 
 def _complete(ids: dict[str, int | None], where: str) -> dict[str, int]:

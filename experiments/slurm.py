@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 
 from experiments.output import say
 
 PATIENCE_SECONDS = 30  # with a busy controller, out of a grace time of about two minutes
+_START = re.compile(r"[0-9]+(_[0-9]+)?\.[0-9]+")  # as `this_start` says it
 AT_WORK = ("RUNNING", "SIGNALING")  # a job that was cancelled or is out of time is COMPLETING while it is being ended
 
 
@@ -27,6 +29,8 @@ def this_start() -> str | None:
 
 def has_ended(start: str) -> bool:
     """Whether a start of a job, on whichever node, is over for certain: started again since, or no longer queued."""
+    if not _START.fullmatch(start):
+        return False  # a damaged word is no answer
     job, _, count = start.rpartition(".")
     if job == job_id():
         return int(count) < int(os.environ.get("SLURM_RESTART_COUNT", "0"))

@@ -108,6 +108,10 @@ def test_errors_name_the_remedy(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(DataError, match="is not a tokenizer"):
         load_tokenizer("shards", tmp_path)
+    text = (folder / "tokenizer.json").read_text()
+    (tmp_path / "tokenizer.json").write_text(text.replace('"[UNK]":', '"[UNQ]":'))
+    with pytest.raises(DataError, match=r"tokenizer\.json has no token '\[UNK\]' in its vocabulary"):
+        load_tokenizer("shards", tmp_path)
 
 
 def test_an_unreachable_hugging_face_name_says_where_to_put_a_folder(

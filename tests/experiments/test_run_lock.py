@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import slurm
 from experiments.cli import main
 from experiments.errors import UsageError
 from experiments.run_lock import check_free, opened
@@ -106,6 +107,17 @@ def test_a_refused_run_leaves_no_folder_but_a_failure_does(run_folder: RunFolder
     with pytest.raises(UsageError, match="no"), opened(run_folder):
         raise UsageError("no")
     assert run_folder.log.is_file()  # it was there before
+
+
+@pytest.mark.parametrize("job", ["\0004.0", "12_3", "12.", "--help.0", "1,2.0", "x"])
+def test_a_damaged_job_of_another_host_is_not_asked_about(
+    run_folder: RunFolder, monkeypatch: pytest.MonkeyPatch, job: str
+) -> None:
+    monkeypatch.setattr(slurm, "_ask", lambda *words: pytest.fail(f"asked {words}"))
+    run_folder.root.mkdir(parents=True, exist_ok=True)
+    (run_folder.root / "run.lock").write_text(f"elsewhere 12 {job}\n")
+    with pytest.raises(UsageError, match="in use by process 12 on elsewhere"):
+        check_free(run_folder)
 
 
 def test_fit_and_fresh_keep_out_of_a_folder_in_use(
