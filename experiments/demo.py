@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from experiments.embedded import EMBEDDED, FOLDER
 from experiments.output import say
 from experiments.parser import Parser, command_line
-
-DATA = Path("data/synthetic")
 
 
 def demo_command(words: list[str]) -> None:
@@ -26,9 +25,9 @@ def demo_command(words: list[str]) -> None:
 
     config.parse_overrides(settings)  # a typo is told before the shards are built
     clock = _Clock()
-    build("synthetic", None, DATA, {}, {})
+    build(EMBEDDED, None, FOLDER, {}, {})
     clock.lap("shards")
-    composition = config.compose("capture", str(DATA), "tiny", options.seed, settings)
+    composition = config.compose("capture", str(FOLDER), "tiny", options.seed, settings)
     run = run_folder(composition, Path(options.runs))
     fit(composition, run, command_line("demo", words))
     clock.lap("training and evaluation")

@@ -8,6 +8,7 @@ from experiments.data_folder import DATA_HOME
 from experiments.output import say
 
 EMBEDDED = "synthetic"
+FOLDER = DATA_HOME / EMBEDDED
 
 
 def build_if_missing(words: Iterable[str], before: Callable[[], object] | None = None) -> None:
@@ -18,12 +19,11 @@ def build_if_missing(words: Iterable[str], before: Callable[[], object] | None =
     Args:
         before: What may refuse the command first, as a typo should not wait for the shards.
     """
-    folder = DATA_HOME / EMBEDDED
-    if EMBEDDED not in words or (folder / "manifest.json").is_file():
+    if EMBEDDED not in words or (FOLDER / "manifest.json").is_file():
         return
     if before:
         before()
     from experiments.data_commands import build
 
-    say(f"no shards at {folder}: building the embedded catalogue there")
-    build(EMBEDDED, None, folder, {}, {})
+    say(f"no shards at {FOLDER}: building the embedded catalogue there")
+    build(EMBEDDED, None, FOLDER, {}, {})

@@ -38,7 +38,11 @@ def _recall(table: str, runs: Path) -> Choice:
         found: dict[str, Any] = json.loads(_file(table, runs).read_text(encoding="utf-8"))
         seeds = found.get("seeds")
         seeds = None if seeds is None else tuple(map(int, seeds))
-        return Choice(found.get("data"), found.get("scale"), seeds, found.get("rows"))
+        words = [found.get(key) for key in ("data", "scale", "rows")]
+        if any(word is not None and not isinstance(word, str) for word in words):
+            return AS_IN_FILE
+        data, scale, rows = words
+        return Choice(data, scale, seeds, rows)
     except (OSError, ValueError, TypeError, AttributeError):
         return AS_IN_FILE
 

@@ -72,7 +72,7 @@ def _resolves_to(entry: dict[str, object], composition: Composition, wanted: str
 
 
 def table_folder(home: Path, table: str, choice: Choice) -> Path:
-    """Where W&B's files of a table go, below the runs; with other data, scale or seeds it is another table."""
+    """Where W&B's files of a table go, below the runs; with other data, scale, seeds or rows it is another table."""
     words = [table, choice.data, choice.scale, choice.seeds and f"seeds {' '.join(map(str, choice.seeds))}"]
     words += [choice.rows and f"rows {choice.rows.replace('/', ' ')}"]
     name = "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", Path(str(word)).name) for word in words if word)

@@ -21,7 +21,7 @@ from experiments.parser import Parser
 from experiments.run_lock import check_free
 from experiments.runs import RunFolder, run_folder
 from experiments.table_options import add_choice, choice_of
-from experiments.table_rows import Choice, compose_row, open_table
+from experiments.table_rows import Choice, choose_rows, compose_row, open_table
 from experiments.wandb_labels import table_folder
 from experiments.wandb_segments import Segment, goes_on, read_records, segments, trim
 
@@ -72,9 +72,12 @@ def sync_command(description: str, words: list[str], upload: Upload | None = Non
 
 def folders_of(table: str, choice: Choice, home: Path) -> list[Path]:
     """The run folders of a table that are there, and what W&B has of the table itself."""
+    file = open_table(table, choice)
+    chosen = choose_rows(file, choice.rows)
     found = [
         run_folder(compose_row(entry, seed), home).root
-        for entry in open_table(table, choice).entries
+        for entry in file.entries
+        if str(entry["label"]) in chosen
         for seed in entry["seeds"]
     ]
     return [folder for folder in dict.fromkeys([*found, table_folder(home, table, choice)]) if folder.is_dir()]

@@ -10,6 +10,7 @@ import pytest
 from experiments.cli import main
 from experiments.last_choice import remember, shown_choice
 from experiments.table_rows import AS_IN_FILE, Choice
+from experiments.wandb_sync import folders_of
 from tests.experiments.ablation_stub import ablate
 
 HERE = Choice(data="elsewhere", seeds=(0, 2), rows="a,b")
@@ -57,9 +58,20 @@ def test_the_record_of_the_command_says_what_was_chosen(tmp_path: Path) -> None:
     assert shown_choice("mine", AS_IN_FILE, tmp_path, ["--table", "mine"]) == (AS_IN_FILE, ["--table", "mine"])
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"seeds": 3}', '{"seeds": ["x"]}', "\xff"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"seeds": 3}', '{"seeds": ["x"]}', '{"rows": 3}', '{"data": ["a"]}', "\xff"]
+)
 def test_what_cannot_be_read_is_left(tmp_path: Path, text: str) -> None:
     remember("mine", HERE, tmp_path)
     (file,) = (tmp_path / "output").iterdir()
     file.write_text(text, encoding="latin-1")
     assert shown_choice("mine", AS_IN_FILE, tmp_path, []) == (AS_IN_FILE, [])
+
+
+def test_only_the_chosen_rows_are_uploaded(home: Path, write: Callable[..., None]) -> None:
+    write(seeds=[0])
+    assert ablate(home) == 0
+    runs = home / "runs"
+    chosen = [folders_of("mine", Choice(rows=rows), runs) for rows in ("all", "CLR, alone,MLM", None)]
+    assert list(map(len, chosen)) == [1, 2, 3]
+    assert chosen[2] == [*chosen[0], *chosen[1]]

@@ -163,6 +163,7 @@ def git(folder: Path, *words: str) -> None:
         ("data/mine/list.py", False),
         ("experiments/ignored.py", False),
         ("experiments/results/runs/a/config.yaml", False),
+        ("experiments/ablations/mine.yaml", False),
     ],
 )
 def test_code_that_was_never_added_makes_a_tree_dirty(name: str, dirty: bool, tmp_path: Path) -> None:
