@@ -3,8 +3,8 @@
 # methods_small, and a run that is killed and goes on. Numbers are printed as they come, and written to OUT.
 #   scripts/gpu_check.sh OUT [STEP...]      steps: doctor step search table resume (default: all of them)
 # DATA is a shard folder of photographs (data/grocery), JOBS the runs that share the GPU (2: twelve at a time on an H100
-# took 0.15 to 0.5 s a step, each waiting for the others), ARGS goes to `ablate`. How long
-# it takes by itself was not measured.
+# took 0.15 to 0.5 s a step, each waiting for the others), ARGS goes to `ablate`. How long all
+# of it takes was not measured.
 set -uo pipefail
 
 if [[ $# -eq 0 ]]; then
