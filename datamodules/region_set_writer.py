@@ -35,6 +35,7 @@ from datamodules.region_sets import (
     sidecar_file,
 )
 from datamodules.regions import BadRegionsError, Regions, pack_regions
+from datamodules.remote import at_hand
 from datamodules.shard_reader import remedy
 from datamodules.shard_writer import add_member
 
@@ -220,10 +221,10 @@ def _summed(shards: list[SidecarEntry]) -> RegionSplitEntry:
 
 
 def _samples(path: Path) -> list[tuple[str, str]]:
-    """(key, id) of each sample of a shard, in order; its file and key where the record is damaged."""
+    """(key, id) of each sample of a shard, in order; the key twice where the record is damaged."""
     ids: dict[str, str] = {}
     try:
-        with open_tar(path) as tar:
+        with at_hand(path) as local, open_tar(local) as tar:
             for member in regular_members(tar):
                 key, _, suffix = member.name.partition(".")
                 ids.setdefault(key, key)
@@ -232,6 +233,8 @@ def _samples(path: Path) -> list[tuple[str, str]]:
                         ids[key] = str(json.loads(content_of(tar, member))["id"])
                     except (ValueError, KeyError, TypeError, RecursionError):
                         continue
+    except DataError:
+        raise
     except Exception as error:  # damaged headers make tarfile raise whatever they like
         raise DataError(f"Shard {path} cannot be read ({error}). {remedy(path)}") from None
     return list(ids.items())

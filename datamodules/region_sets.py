@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,7 +23,10 @@ from datamodules.manifest import (
     Manifest,
     RegionSetEntry,
     RegionSplitEntry,
+    ShardEntry,
+    SidecarEntry,
     is_elsewhere,
+    iterate_shards,
     read_manifest,
     write_manifest,
 )
@@ -56,6 +59,19 @@ def set_of(file: str) -> str | None:
     """The set a file belongs to; None = it is no sidecar."""
     found = _SIDECAR.fullmatch(file)
     return found["set"] if found else None
+
+
+def sidecars(entry: RegionSetEntry) -> Iterator[SidecarEntry]:
+    """All tars of a set, in the order of the shards they stand beside."""
+    for split in SPLITS:
+        yield from entry["splits"].get(split, {"shards": []})["shards"]
+
+
+def all_tars(manifest: Manifest) -> Iterator[ShardEntry]:
+    """The shards and the sidecars of all sets."""
+    yield from (shard for _, _, shard in iterate_shards(manifest["splits"]))
+    for entry in manifest["region_sets"].values():
+        yield from sidecars(entry)
 
 
 def how_to_write(folder: Path | str, name: str = DEFAULT_SET, again: bool = False) -> str:

@@ -33,11 +33,12 @@ from datamodules.manifest import (
     ShardEntry,
     annotation_path,
     data_hash,
-    iterate_shards,
     read_manifest,
     write_atomically,
 )
 from datamodules.redaction import redacted
+from datamodules.region_sets import all_tars
+from datamodules.relinking import carry_over
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class Remote(NamedTuple):
 
 
 def link(address: str, folder: Path, keep: bool = False) -> Manifest:
-    """Make a local shard folder of a remote one; again: look for changes, and drop kept tars that are no longer its.
+    """Make a local shard folder of a remote one; again: look for changes, and keep what still belongs to it.
 
     Raises:
         DataError: an address that cannot be read, files that do not belong together, a folder with shards of its own.
@@ -82,8 +83,10 @@ def link(address: str, folder: Path, keep: bool = False) -> Manifest:
     _check_address(address)
     if (folder / MANIFEST_FILE).is_file() and remote_of(folder) is None:
         raise DataError(f"{folder} holds shards of its own. Choose another OUT, or delete the folder.")
+    if folder.exists() and not (folder / MANIFEST_FILE).is_file() and (folder.is_file() or any(folder.iterdir())):
+        raise DataError(f"{folder} is there, and is no linked folder. Choose another OUT.")
     remote = Remote(address, keep)
-    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    fresh, aside = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
     try:
         fresh.mkdir(parents=True)
         _copy(remote, MANIFEST_FILE, fresh)
@@ -101,9 +104,11 @@ def link(address: str, folder: Path, keep: bool = False) -> Manifest:
             (fresh / REMOTE_FILE).chmod(0o600)  # it may hold a password
         if address.startswith(_PIPE):
             commands.allow(address)
-        _keep_tars(folder, fresh, manifest)
-        shutil.rmtree(folder, ignore_errors=True)
+        carry_over(folder, fresh)
+        if folder.exists():
+            folder.rename(aside)
         fresh.rename(folder)
+        shutil.rmtree(aside, ignore_errors=True)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return read_manifest(folder)
@@ -195,12 +200,7 @@ def _fetch(remote: Remote, path: Path, target: Path) -> None:
 
 
 def _listed(path: Path) -> ShardEntry:
-    manifest = read_manifest(path.parent)
-    sidecars = (
-        shard for one in manifest["region_sets"].values() for part in one["splits"].values() for shard in part["shards"]
-    )
-    shards = (shard for _, _, shard in iterate_shards(manifest["splits"]))
-    for entry in (*shards, *sidecars):
+    for entry in all_tars(read_manifest(path.parent)):
         if entry["file"] == path.name:
             return entry
     raise DataError(f"{path}: not in {MANIFEST_FILE}. {_how_to_link(path.parent)}")
@@ -256,16 +256,6 @@ def _small_files(manifest: Manifest) -> Iterator[tuple[str, int]]:
         yield TOKENIZER_FILE, _MOST_SMALL_BYTES
     if manifest["entities"] is not None:
         yield from ((f"entities/{name}", file["bytes"]) for name, file in manifest["entities"]["files"].items())
-
-
-def _keep_tars(before: Path, folder: Path, manifest: Manifest) -> None:
-    """Tars fetched earlier move along if they are still listed under the same hash."""
-    if not (before / MANIFEST_FILE).is_file():
-        return
-    old = {shard["file"]: shard["sha256"] for _, _, shard in iterate_shards(read_manifest(before)["splits"])}
-    for _, _, shard in iterate_shards(manifest["splits"]):
-        if old.get(shard["file"]) == shard["sha256"] and (before / shard["file"]).is_file():
-            os.replace(before / shard["file"], folder / shard["file"])
 
 
 def _short(error: OSError) -> str:

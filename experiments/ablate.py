@@ -82,9 +82,10 @@ def ablate_command(description: str, words: list[str], command: Command = fit_co
     if not options.dry:
         remember(options.table, table.choice, Path(options.runs))
     if cluster is not None and plan.missing:
-        from experiments.cluster.launch import launch
+        from experiments.cluster.launch import launch, preview
 
-        launch(plan, Path(options.runs), options.jobs, options.launch, cluster, command, _say, dry=options.dry)
+        do = preview if options.dry else launch
+        do(plan, Path(options.runs), options.jobs, options.launch, cluster, command, _say)
         return 0
     if options.dry:
         return 0

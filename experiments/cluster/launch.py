@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shlex
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import submitit
@@ -30,7 +31,6 @@ def launch(
     options: ClusterOptions,
     command: Callable[[PlannedRun], list[str]],
     say: Callable[[str], None],
-    dry: bool = False,
 ) -> None:
     """Submit what is neither finished, nor queued, nor in use; say what was, and how to go on from here.
 
@@ -39,19 +39,49 @@ def launch(
         jobs: At work at the same time.
         launcher: "slurm", or "local": submitit's own on this machine, whose jobs outlive this process.
         command: The process of a run.
-        dry: Say what would be submitted, and leave it.
 
     Raises:
         UsageError: There is no Slurm, it does not answer, or it refuses the jobs.
     """
-    if launcher == "slurm" and (missing := [name for name in ("sbatch", "srun", "squeue") if not shutil.which(name)]):
-        raise UsageError(f"--launch slurm: no {missing[0]} here; submit from a machine of the cluster")
-    with nullcontext() if dry else _alone(home / records.HOME):
+    if lacking := _lacking(launcher):
+        raise UsageError(f"--launch slurm: no {lacking} here; submit from a machine of the cluster")
+    with _alone(home / records.HOME):
         waiting = _to_submit(plan.missing, home, say)
-        if dry:
-            say(f"{len(waiting)} would be submitted, {jobs} at a time")
-        elif waiting:
+        if waiting:
             _submit(waiting, plan.table.file.stem, home, jobs, launcher, options, command, say)
+
+
+def preview(
+    plan: AblationPlan,
+    home: Path,
+    jobs: int,
+    launcher: str,
+    options: ClusterOptions,
+    command: Callable[[PlannedRun], list[str]],
+    say: Callable[[str], None],
+) -> None:
+    """Say what `launch` would submit, with what a job asks for, also where there is no Slurm; arguments are its own.
+
+    Raises:
+        UsageError: Runs were submitted before, and Slurm does not answer what has become of them.
+    """
+    waiting = _to_submit(plan.missing, home, say)
+    say(f"{len(waiting)} would be submitted, {jobs} at a time" + (", each with" if waiting else ""))
+    if waiting:
+        parameters = options.parameters(launcher, plan.table.file.stem, jobs)
+        asked = {key.removeprefix(f"{launcher}_"): value for key, value in parameters.items()}
+        width = max(map(len, asked))
+        for key, value in asked.items():
+            say(f"  {key:<{width}}  {'; '.join(value) if isinstance(value, list) else value}")
+        say(f"the first of them: {shlex.join(command(waiting[0]))}")
+    if lacking := _lacking(launcher):
+        say(f"no {lacking} here: submit from a machine of the cluster")
+
+
+def _lacking(launcher: str) -> str | None:
+    """A program of Slurm's that is not here; None if nothing is wanting."""
+    wanted = ("sbatch", "srun", "squeue") if launcher == "slurm" else ()
+    return next((name for name in wanted if not shutil.which(name)), None)
 
 
 def _to_submit(runs: Sequence[PlannedRun], home: Path, say: Callable[[str], None]) -> list[PlannedRun]:
@@ -91,7 +121,7 @@ def _submit(
     try:
         with _importable():
             executor = submitit.AutoExecutor(logs, launcher, slurm_max_num_timeout=options.max_requeues)
-            executor.update_parameters(**options.parameters(table, jobs))
+            executor.update_parameters(**options.parameters(launcher, table, jobs))
             with executor.batch():
                 submitted = [executor.submit(job) for job in work]
     except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError, OSError) as problem:

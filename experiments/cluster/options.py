@@ -48,24 +48,24 @@ class ClusterOptions:
     srun_args: list[str] = field(default_factory=list)
     additional_parameters: dict[str, Any] = field(default_factory=dict)
 
-    def parameters(self, name: str, jobs: int) -> dict[str, Any]:
-        """For `submitit.AutoExecutor.update_parameters`.
+    def parameters(self, launcher: str, name: str, jobs: int) -> dict[str, Any]:
+        """For `submitit.AutoExecutor.update_parameters`: what is set, those of one launcher by its name before theirs.
 
         Args:
+            launcher: One of `LAUNCHERS`.
             name: Of the jobs, as the queue shows it.
             jobs: At work at the same time.
         """
-        common: dict[str, Any] = {
-            "nodes": self.nodes,
-            "tasks_per_node": self.tasks_per_node,
-            "timeout_min": self.time_min,
-        }
-        common |= {"gpus_per_node": self.gpus_per_node, "cpus_per_task": self.cpus_per_task, "mem_gb": self.mem_gb}
-        own = ["partition", "account", "qos", "constraint", "exclude", "gres", "exclusive", "signal_delay_s"]
-        own += ["setup", "srun_args", "additional_parameters"]
-        slurm = {f"slurm_{key}": getattr(self, key) for key in own}
-        slurm |= {"slurm_array_parallelism": jobs}
-        wanted = {"name": name, "local_setup": self.setup, **common, **slurm}
+        common = ["nodes", "tasks_per_node", "gpus_per_node", "cpus_per_task", "mem_gb"]
+        slurm = ["partition", "account", "qos", "constraint", "exclude", "gres", "exclusive", "signal_delay_s"]
+        slurm += ["setup", "srun_args", "additional_parameters"]
+        wanted: dict[str, Any] = {"name": name, "timeout_min": self.time_min}
+        wanted |= {key: getattr(self, key) for key in common}
+        if launcher == "slurm":
+            wanted |= {f"slurm_{key}": getattr(self, key) for key in slurm}
+            wanted |= {"slurm_array_parallelism": jobs}
+        else:
+            wanted |= {"local_setup": self.setup}
         return {key: value for key, value in wanted.items() if value not in (None, [], {}) and value is not False}
 
 

@@ -15,15 +15,19 @@ import pytest
 from datamodules import remote
 from datamodules.annotations import read_rows
 from datamodules.batch import InputSpec
+from datamodules.entities import add_entities
 from datamodules.errors import DataError
 from datamodules.manifest import read_manifest
 from datamodules.product1m import Product1M
+from datamodules.region_set_writer import RegionSetWriter
 from datamodules.remote import link
 from datamodules.shard_reader import read_shard
 from datamodules.stored_pictures import stored_pictures
 from datamodules.verify import verify
 from datamodules.write_shards import build
+from tests.datamodules.test_entities import Words
 from tests.datamodules.tiny_catalogue import TinyCatalogue
+from tests.datamodules.tiny_sets import ABOUT, WIDTH, rows_of, write_set
 
 COUNTS = {"train": 12, "val": 3, "test": 3, "gallery": 4}
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="webdataset opens http addresses with curl")
@@ -122,6 +126,68 @@ def test_linking_again_takes_over_changes_and_keeps_what_is_the_same(tmp_path, t
     assert link(server.address, here, keep=True) == read_manifest(there)
     assert [path.name for path in here.glob("*.tar")] == ["val-000000.tar"]
     assert verify(here) == []
+
+
+def test_region_sets_are_written_and_read_beside_shards_that_are_elsewhere(tmp_path, there, server):
+    here = tmp_path / "here"
+    link(server.address, here)
+    mine = write_set(here)
+    assert mine["hash"] == write_set(there)["hash"]
+    assert verify(here) == []
+    spec = InputSpec(visual_input="regions", region_width=WIDTH, num_regions=8, text_length=10)
+    data = Product1M(str(here), batch_size=4, num_workers=0, steps_per_epoch=3, region_set="detected")
+    data.use_input_spec(spec)
+    data.setup("fit")
+    assert len(list(data.train_dataloader())) == 3
+
+
+def test_what_was_made_here_stays_when_the_folder_is_linked_again(tmp_path, there, server):
+    here = tmp_path / "here"
+    link(server.address, here)
+    mine = write_set(here)
+    entities = add_entities(here, Words(), progress=False)
+    half = RegionSetWriter(here, "half", ABOUT)
+    half.write("val", 0, rows_of(here, "val", "val-000000.tar"))
+    write_set(there, "theirs")
+    manifest = link(server.address, here)
+    assert manifest["region_sets"].keys() == {"detected", "theirs"}
+    assert manifest["region_sets"]["detected"] == mine
+    assert manifest["entities"] == entities
+    assert ("val", 0) not in RegionSetWriter(here, "half", ABOUT).pending()
+    for file in here.glob("*-regions-half-*"):
+        file.unlink()
+    shutil.rmtree(here / ".region-sets")
+    assert verify(here) == []
+    assert not [path for path in tmp_path.iterdir() if path not in (here, there.parent)]
+
+
+def test_a_set_that_the_shards_have_left_behind_is_told_and_one_of_the_same_name_is_not_lost(
+    tmp_path, there, server, caplog
+):
+    here = tmp_path / "here"
+    link(server.address, here)
+    write_set(here)
+    write_set(there, about={"run_id": "another"}, change=lambda split, rows: rows[::-1])
+    files = sorted(path.name for path in here.iterdir())
+    with pytest.raises(DataError, match="lists another of that name"):
+        link(server.address, here)
+    assert sorted(path.name for path in here.iterdir()) == files
+    assert verify(here) == []
+    for path in there.glob("*-regions-*"):
+        path.unlink()
+    build(TinyCatalogue(COUNTS), there, shard_size=6, vocab_size=60, progress=False, seed=1)
+    assert link(server.address, here)["region_sets"] == {}
+    assert "Region set 'detected' was written for shards that the address no longer has" in caplog.text
+    assert not list(here.glob("*-regions-*"))
+
+
+def test_a_folder_of_other_things_is_not_taken_away(tmp_path, server):
+    (tmp_path / "documents").mkdir()
+    (tmp_path / "documents" / "thesis.tex").write_text("x")
+    for name in ("documents", "documents/thesis.tex"):
+        with pytest.raises(DataError, match="is there, and is no linked folder"):
+            link(server.address, tmp_path / name)
+    assert (tmp_path / "documents" / "thesis.tex").read_text() == "x"
 
 
 @pytest.mark.parametrize("file", ["annotations/val.txt", "tokenizer.json"])

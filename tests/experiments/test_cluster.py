@@ -109,6 +109,24 @@ def test_a_job_that_failed_is_told_with_its_last_error_and_submitted_again(
     assert len(slurm.calls("sbatch")) == 2
 
 
+def test_a_dry_run_says_what_a_job_would_ask_for_also_without_slurm(
+    home: Path, write: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(TWO_ROWS, seeds=[0])
+    monkeypatch.setenv("PATH", str(home))
+    more = ["partition=gpu", "mem_gb=64", "additional_parameters={reservation: mine}"]
+    assert ablate(home, *SLURM, *(word for one in more for word in ("--cluster", one)), "--jobs", "3", "--dry") == 0
+    text = capsys.readouterr().out
+    assert "2 would be submitted, 3 at a time, each with\n" in text
+    told = dict(re.findall(r"^  (\w+) +(\S.*)$", text, re.M))
+    expected = {"partition": "gpu", "mem_gb": "64", "timeout_min": "240", "array_parallelism": "3", "name": "mine"}
+    assert {key: told.get(key) for key in expected} == expected
+    assert "reservation" in told["additional_parameters"]
+    assert "the first of them: " in text
+    assert "no sbatch here" in text
+    assert not (home / "runs" / "cluster").exists()
+
+
 def test_when_slurm_does_not_answer_nothing_is_submitted(
     home: Path, write: Callable[..., None], slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
