@@ -244,7 +244,7 @@ class BatchMaker:
     ) -> UnusableSampleError:
         """The error of a damaged sample; `sidecar` names the file if it is not in the shard itself."""
         name = record.get("id", f"row {sample.row}")
-        then = "repair the raw data and build again"
+        then = "repair the raw data and build again with ARGS=--again"
         if sidecar:
             then = f"write the region set '{set_of(sidecar)}' again with `predict … --fresh` (docs/regions.md)"
         return UnusableSampleError(

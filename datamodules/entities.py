@@ -24,7 +24,7 @@ import numpy as np
 from datamodules.catalogues.record import SPLITS
 from datamodules.entity_sources import EntitySource, Item, TagFilter
 from datamodules.errors import DataError
-from datamodules.manifest import Manifest, file_sha256, write_manifest
+from datamodules.manifest import Manifest, file_sha256, read_manifest, write_manifest
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def add_entities(
         "problems": source.problems(),
     }
     entry = {**settings, "hash": hashlib.sha256(lines.encode()).hexdigest()[:16], "files": files, "counts": counts}
-    write_manifest(folder, {**manifest, "entities": entry})
+    _list(folder, manifest, entry)
     return entry
 
 
@@ -276,11 +276,19 @@ def _write(
     files = {
         name: {"bytes": (temporary / name).stat().st_size, "sha256": file_sha256(temporary / name)} for name in names
     }
-    if manifest["entities"] is not None:
-        write_manifest(folder, {**manifest, "entities": None})
+    _list(folder, manifest, None)
     shutil.rmtree(home, ignore_errors=True)
     temporary.rename(home)
     return files
+
+
+def _list(folder: Path, manifest: Manifest, entry: dict[str, Any] | None) -> None:
+    """Note the entities in the manifest as it is now: a region set may have been finished since it was read."""
+    now = read_manifest(folder)
+    if now["data_hash"] != manifest["data_hash"]:
+        raise DataError(f"{folder} was built again while its entities were looked for. {how_to_add(folder)}")
+    if now["entities"] != entry:
+        write_manifest(folder, {**now, "entities": entry})
 
 
 def _whole(folder: Path, manifest: Manifest) -> bool:

@@ -161,7 +161,8 @@ class InstanceBatchMaker(BatchMaker):
     def _bad_boxes(self, error: BadRegionsError, member: str, sample: RawSample, record: dict) -> DataError:
         file = sample.file if member == f".{RECORD}" else sample.sidecar or sample.file
         then = (
-            "Correct the box where it came from, the source of the record's `boxes` or the detector, and build again."
+            "Correct the box where it came from, the source of the record's `boxes` or the detector, and build again "
+            "with ARGS=--again."
         )
         if file == sample.sidecar:
             then = how_to_write(self.folder, set_of(file) or DEFAULT_SET, again=True)

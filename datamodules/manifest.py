@@ -99,6 +99,11 @@ def how_to_build(folder: Path | str) -> str:
     )
 
 
+def how_to_mend(folder: Path | str) -> str:
+    """What to do about damage that `make data` does not see by itself."""
+    return f"List all damage with `python -m experiments data verify {folder}`, then build again with ARGS=--again."
+
+
 def read_manifest(folder: Path | str) -> Manifest:
     """Read and check `<folder>/manifest.json`.
 

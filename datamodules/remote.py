@@ -33,12 +33,13 @@ from datamodules.manifest import (
     ShardEntry,
     annotation_path,
     data_hash,
+    how_to_build,
     read_manifest,
     write_atomically,
 )
 from datamodules.redaction import redacted
 from datamodules.region_sets import all_tars
-from datamodules.relinking import carry_over
+from datamodules.relinking import carry_over, made_hashes
 
 log = logging.getLogger(__name__)
 
@@ -58,16 +59,19 @@ class Remote(NamedTuple):
     Args:
         address: of the folder; a `pipe:` command has `{}` for the file.
         keep: keep fetched tars in the linked folder.
+        listed: hashes of the region sets and entities that the address had when it was linked; others were made here.
     """
 
     address: str
     keep: bool
+    listed: tuple[str, ...] = ()
 
     def url(self, file: str) -> str:
         """The address of a file of the folder."""
         if self.address.startswith(_PIPE):
             return self.address.replace(PLACE, shlex.quote(file))
-        return f"{self.address.rstrip('/')}/{file}"
+        folder, mark, signature = self.address.partition("?")
+        return f"{folder.rstrip('/')}/{file}{mark}{signature}"
 
     def shown(self, file: str) -> str:
         """The address of a file as messages may have it: without passwords, signatures and the user's command."""
@@ -81,37 +85,72 @@ def link(address: str, folder: Path, keep: bool = False) -> Manifest:
         DataError: an address that cannot be read, files that do not belong together, a folder with shards of its own.
     """
     _check_address(address)
-    if (folder / MANIFEST_FILE).is_file() and remote_of(folder) is None:
-        raise DataError(f"{folder} holds shards of its own. Choose another OUT, or delete the folder.")
-    if folder.exists() and not (folder / MANIFEST_FILE).is_file() and (folder.is_file() or any(folder.iterdir())):
-        raise DataError(f"{folder} is there, and is no linked folder. Choose another OUT.")
+    folder = folder.resolve() if folder.is_symlink() else folder  # the link stays, and what it leads to is replaced
+    _check_place(folder)
     remote = Remote(address, keep)
     fresh, aside = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
     try:
         fresh.mkdir(parents=True)
-        _copy(remote, MANIFEST_FILE, fresh)
-        manifest = read_manifest(fresh)
-        for file, most_bytes in _small_files(manifest):
-            _copy(remote, file, fresh, most_bytes)
-        problems = list(entity_problems(fresh, manifest))
-        if data_hash(fresh, manifest["splits"]) != manifest["data_hash"]:
-            problems.append("data_hash does not follow from shards, annotations and tokenizer")
-        if problems:
-            where = remote.shown("")
-            raise DataError(f"{where}: {problems[0].replace(str(fresh), where)}. Build or copy that folder again.")
+        manifest = _copy_small_files(remote, fresh)
+        remote = remote._replace(listed=made_hashes(manifest))
         write_atomically(fresh / REMOTE_FILE, json.dumps(remote._asdict(), indent=1).encode() + b"\n")
         if address.startswith(_PIPE) or redacted(address) != address:
             (fresh / REMOTE_FILE).chmod(0o600)  # it may hold a password
         if address.startswith(_PIPE):
             commands.allow(address)
-        carry_over(folder, fresh)
-        if folder.exists():
-            folder.rename(aside)
-        fresh.rename(folder)
+        carry_over(folder, fresh, _listed_before(folder))
+        try:
+            if folder.exists():
+                folder.rename(aside)
+            fresh.rename(folder)
+        except OSError as error:
+            raise DataError(f"{folder} cannot be replaced ({error.strerror}). Choose another OUT.") from None
         shutil.rmtree(aside, ignore_errors=True)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return read_manifest(folder)
+
+
+def _check_place(folder: Path) -> None:
+    """Only a linked folder is replaced; what its `remote.json` says is no matter, as the address is given anew."""
+    if (folder / MANIFEST_FILE).is_file() and not (folder / REMOTE_FILE).exists():
+        raise DataError(f"{folder} holds shards of its own. Choose another OUT, or delete the folder.")
+    if folder.exists() and not (folder / MANIFEST_FILE).is_file() and (folder.is_file() or any(folder.iterdir())):
+        raise DataError(f"{folder} is there, and is no linked folder. Choose another OUT.")
+
+
+def _copy_small_files(remote: Remote, folder: Path) -> Manifest:
+    """Manifest, lists, tokenizer and entities, which have to belong together."""
+    where = remote.shown("").rstrip("/")
+    _copy(remote, MANIFEST_FILE, folder)
+    try:
+        manifest = read_manifest(folder)
+    except DataError as error:
+        told = str(error).replace(how_to_build(folder), f"Does {where} lead to a folder that `make data` wrote?")
+        raise DataError(told.replace(str(folder), where)) from None
+    for file, most_bytes in _small_files(manifest):
+        _copy(remote, file, folder, most_bytes)
+    problems = list(entity_problems(folder, manifest))
+    if data_hash(folder, manifest["splits"]) != manifest["data_hash"]:
+        problems.append("data_hash does not follow from shards, annotations and tokenizer")
+    if problems:
+        raise DataError(f"{where}: {problems[0].replace(str(folder), where)}. Build or copy that folder again.")
+    return manifest
+
+
+def _listed_before(folder: Path) -> tuple[str, ...]:
+    """What the address had of region sets and entities when the folder was linked; nothing where nobody noted it."""
+    try:
+        return _parsed((folder / REMOTE_FILE).read_text(encoding="utf-8")).listed
+    except PermissionError:
+        raise DataError(f"{folder} is another user's. Link a folder of your own.") from None
+    except (ValueError, KeyError, TypeError, RecursionError, OSError):
+        return ()
+
+
+def _parsed(text: str) -> Remote:
+    value = json.loads(text)
+    return Remote(str(value["address"]), bool(value["keep"]), tuple(map(str, value.get("listed", ()))))
 
 
 def remote_of(folder: Path) -> Remote | None:
@@ -122,8 +161,7 @@ def remote_of(folder: Path) -> Remote | None:
     """
     path = folder / REMOTE_FILE
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        remote = Remote(str(value["address"]), bool(value["keep"]))
+        remote = _parsed(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except PermissionError:

@@ -9,7 +9,7 @@ from typing import Any
 
 from datamodules.batching import PICTURE, RECORD, REGIONS, TRUTH, RawSample
 from datamodules.errors import DataError
-from datamodules.manifest import ShardEntry
+from datamodules.manifest import ShardEntry, how_to_mend
 from datamodules.plain_tar import NotPlainError, plain_members, tar_members
 from datamodules.region_sets import how_to_write, set_of, sidecar_file
 from datamodules.remote import at_hand
@@ -132,11 +132,11 @@ def sidecar_of(path: Path, region_set: str | None) -> Path | None:
 
 def remedy(path: Path) -> str:
     """What to do about a damaged tar."""
-    listed = f"List all damage with `python -m experiments data verify {path.parent}`"
     name = set_of(path.name)
-    return (
-        f"{listed}, then build again." if name is None else f"{listed}. {how_to_write(path.parent, name, again=True)}"
-    )
+    if name is None:
+        return how_to_mend(path.parent)
+    listed = f"List all damage with `python -m experiments data verify {path.parent}`"
+    return f"{listed}. {how_to_write(path.parent, name, again=True)}"
 
 
 def _suffix(name: str) -> str:

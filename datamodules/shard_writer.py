@@ -190,8 +190,10 @@ def _cleaned(record: ProductRecord) -> ProductRecord:
     for label in record.labels:
         if not label or LABEL_SEPARATOR in label:
             raise DataError(f"Item '{record.id}': label {label!r} is empty or holds '{LABEL_SEPARATOR}'; rename it.")
-    text = record.caption.encode("utf-8", "replace").decode("utf-8").replace(FIELD_SEPARATOR, " ")
-    return record._replace(caption=" ".join(text.split()))
+    text = " ".join(record.caption.encode("utf-8", "replace").decode("utf-8").replace(FIELD_SEPARATOR, " ").split())
+    # A sign of the separator right before one would become the next field's: shade "01#", a url's empty fragment.
+    caption = f"{text} " if text.endswith(FIELD_SEPARATOR[0]) else text
+    return record._replace(caption=caption, source=record.source.rstrip(FIELD_SEPARATOR[0]))
 
 
 def _add_members(tar: tarfile.TarFile, key: str, made: _Made) -> None:

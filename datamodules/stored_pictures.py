@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from datamodules.errors import DataError
-from datamodules.manifest import Manifest
+from datamodules.manifest import Manifest, how_to_mend
 from datamodules.plain_tar import content_of, open_tar, regular_members
 from datamodules.remote import at_hand
 
@@ -33,10 +33,8 @@ def stored_pictures(folder: Path, manifest: Manifest, split: str, rows: Iterable
             except DataError:
                 raise
             except Exception as error:  # damaged headers make tarfile raise whatever they like
-                raise DataError(
-                    f"Shard {folder / shard['file']} cannot be read ({error}). "
-                    f"List all damage with `python -m experiments data verify {folder}`, then build again."
-                ) from None
+                shown = folder / shard["file"]
+                raise DataError(f"Shard {shown} cannot be read ({error}). {how_to_mend(folder)}") from None
         first += shard["samples"]
     return found
 

@@ -19,7 +19,7 @@ _ANY_NUMBER = 1 << 20
 
 
 def region_problems(
-    data: bytes, expected: Mapping[str, Any], suffix: str = "regions.npz", then: str = "build again"
+    data: bytes, expected: Mapping[str, Any], suffix: str = "regions.npz", then: str = "build again with ARGS=--again"
 ) -> Iterator[str]:
     """What is wrong with one member.
 

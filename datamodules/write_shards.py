@@ -1,7 +1,8 @@
 """Catalogue -> shard folder: equal tars written in parallel, then annotations, tokenizer and manifest.
 
 Idempotent and resumable: a finished folder with the same settings is left alone, finished shards of a killed build are
-kept, and the manifest is written last, so that a folder with a manifest is whole.
+kept, and the manifest is written last, so that a folder with a manifest is whole. A finished folder that is built again
+is set aside first (`earlier_build`).
 """
 
 from __future__ import annotations
@@ -19,18 +20,10 @@ from typing import Any
 import numpy as np
 
 from datamodules.catalogues.record import SPLITS, Catalogue
-from datamodules.entities import ENTITIES
+from datamodules.earlier_build import keep_beside, put_back, set_aside, up_to_date
 from datamodules.errors import DataError
 from datamodules.folder_summary import plain, receipt_of, summarise
-from datamodules.manifest import (
-    MANIFEST_FILE,
-    SCHEMA_VERSION,
-    Manifest,
-    check_shard_files,
-    read_manifest,
-    write_manifest,
-)
-from datamodules.region_sets import remove_region_set, sets_on_disk
+from datamodules.manifest import SCHEMA_VERSION, Manifest, read_manifest, write_manifest
 from datamodules.region_sources.store import RegionStore
 from datamodules.remote import remote_of
 from datamodules.shard_writer import RECEIPTS, Options, RegionSource, ShardJob, read_receipt, write_shard
@@ -50,6 +43,7 @@ def build(
     name: str | None = None,
     pictures: bool = True,
     regions: RegionSource | None = None,
+    again: bool = False,
 ) -> Manifest:
     """Write a shard folder; the same catalogue, settings and seed give the same bytes.
 
@@ -66,6 +60,7 @@ def build(
         regions: precomputed regions of a record (None = it has none and is skipped); pickled to the workers. Those of
             `region_sources.open_region_store` are told from others, and a change of them builds again. The results of
             any other function are not compared with those of an earlier build: give new regions a new folder.
+        again: build a finished folder again that looks up to date: pictures or tars were changed in place.
 
     Returns:
         The manifest.
@@ -92,14 +87,20 @@ def build(
     wanted: dict[str, Any] = {"seed": seed, "shard_size": shard_size, "vocab_size": vocab_size, "plan": plan}
     if region_settings is not None:
         wanted["regions"] = region_settings
-    finished = _finished(folder, catalogue.name, settings, wanted, pictures)
+    put_back(folder)  # where a build was killed before it wrote anything
+    finished = up_to_date(folder, catalogue.name, settings, wanted, pictures, again)
     if finished is not None:
         log.info("%s is up to date (%s).", folder, finished["data_hash"])
         return finished
-    (folder / RECEIPTS).mkdir(parents=True, exist_ok=True)
-    _write_all(catalogue, jobs, Options(pictures, regions), workers, progress)
+    set_aside(folder)
+    try:
+        _write_all(catalogue, jobs, Options(pictures, regions), workers, progress)
+        manifest = summarise(folder, jobs, catalogue, name or folder.resolve().name, wanted, pictures)
+    except BaseException:
+        put_back(folder)
+        raise
     _drop_strangers(folder, jobs)
-    write_manifest(folder, summarise(folder, jobs, catalogue, name or folder.resolve().name, wanted, pictures))
+    write_manifest(folder, keep_beside(folder, manifest))
     shutil.rmtree(folder / RECEIPTS)
     return read_manifest(folder)
 
@@ -133,44 +134,6 @@ def _plan(
             digest.update(repr(planned).encode("utf-8", "replace"))
             yield ShardJob(folder, split, number, first, chosen, digest.hexdigest())
             first += len(chosen)
-
-
-def _finished(
-    folder: Path, source: str, settings: dict[str, Any], wanted: dict[str, Any], pictures: bool
-) -> Manifest | None:
-    """The manifest if nothing is left to do. A finished folder of other settings is taken down, and that is said."""
-    if not (folder / MANIFEST_FILE).is_file():
-        return None
-    try:
-        old = read_manifest(folder)
-    except DataError as error:
-        log.warning("%s: building again: %s", folder, error)
-        (folder / MANIFEST_FILE).unlink()
-        return None
-    if old["source"] != source:
-        raise DataError(
-            f"{folder} holds shards of '{old['source']}', not '{source}'. Choose another OUT, or delete the folder."
-        )
-    before, after = (
-        {**{f"catalogue.{key}": value for key, value in of_catalogue.items()}, **of_build, "pictures": with_pictures}
-        for of_catalogue, of_build, with_pictures in (
-            (old["settings"], old["build"], old["pictures"]),
-            (settings, wanted, pictures),
-        )
-    )
-    changed = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
-    if not changed:
-        try:
-            check_shard_files(folder, SPLITS, old)
-            return old
-        except DataError as error:
-            log.warning("Building again: %s", error)
-    else:
-        named = [f"{key} {before.get(key)!r} -> {after.get(key)!r}" for key in changed if key != "plan"]
-        changes = ", ".join(named) or "the raw source lists other items"
-        log.warning("%s was built with other settings and is built again: %s", folder, changes)
-    (folder / MANIFEST_FILE).unlink()  # from here on the folder counts as unfinished
-    return None
 
 
 def _write_all(catalogue: Catalogue, jobs: Sequence[ShardJob], options: Options, workers: int, progress: bool) -> None:
@@ -209,14 +172,11 @@ def _run(catalogue: Catalogue, jobs: Sequence[ShardJob], options: Options, worke
 
 
 def _drop_strangers(folder: Path, jobs: Sequence[ShardJob]) -> None:
-    """Remove shards and annotations of an earlier build that this one does not have, and all that went by its rows."""
+    """Remove shards of an earlier build that this one does not have."""
     current = {job.file for job in jobs if receipt_of(job)["shard"]["samples"]}
     for path in folder.glob("*.tar"):
         if path.name.rpartition("-")[0] in SPLITS and path.name not in current:
             path.unlink()
-    for name in sets_on_disk(folder):
-        log.warning("%s: region set '%s' was of the shards before and is removed.", folder, name)
-        remove_region_set(folder, name)
-    for path in folder.glob(".*.tmp"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    shutil.rmtree(folder / ENTITIES, ignore_errors=True)  # of the captions that were
+    for kind in (*(f"{split}-[0-9]*.tar" for split in SPLITS), "*.json"):
+        for path in folder.glob(f".{kind}.*.tmp"):  # of a killed build
+            path.unlink()

@@ -50,6 +50,7 @@ def _build(words: list[str]) -> int:
     parser.add_argument("--vocab-size", type=int, metavar="N", help="of the tokenizer trained on the captions")
     parser.add_argument("--regions", metavar="PATH", help="region features: folder of <item id>.npz, .lmdb or .tsv")
     parser.add_argument("--no-pictures", action="store_true", help="store the regions only; pictures may be missing")
+    parser.add_argument("--again", action="store_true", help="also what looks up to date: raw data mended in place")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="further setting of the source")
     parser.add_argument("--no-entities", action="store_true", help="find none; `data entities` can add them later")
     add_download_options(parser)
@@ -63,6 +64,8 @@ def _build(words: list[str]) -> int:
         raise UsageError("--no-pictures: give --regions PATH too, or the samples hold nothing to look at")
     if options.no_pictures:
         writing["pictures"] = False
+    if options.again:
+        writing["again"] = True
     if options.regions is not None:
         from datamodules.region_sources import open_region_store
 
@@ -156,15 +159,11 @@ def build(
         skipped = ", ".join(f"{reason} {count}" for reason, count in sorted(entry["skipped"].items())) or "none"
         say(f"{name:<8} {entry['samples']} samples in {len(entry['shards'])} shards, skipped: {skipped}")
     if any(entry["skipped"] for entry in manifest["splits"].values()):
-        say(f"         which, and why: {out / SKIPPED_FILE}")
+        say(f"         which, and why: {out / SKIPPED_FILE}; what is mended in place is taken up with --again")
     if manifest["regions"]:
         sizes = manifest["regions"]
         classes = f", scores of {sizes['classes']} classes" if sizes.get("classes") else ""
         say(f"regions  {sizes['max']} a picture at most, {sizes['width']} wide{classes}")
-        left_out = {reason for entry in manifest["splits"].values() for reason in entry["skipped"]}
-        damage = {"malformed_regions", "non_finite_regions", "misplaced_boxes", "bad_class_scores", "missing_regions"}
-        if left_out & damage:
-            say("         features mended in place are not noticed: build those into a new --out (docs/regions.md)")
     say(f"{out} (data hash {manifest['data_hash']}) in {time.perf_counter() - started:.0f} s")
     if mine:
         mine_entities(out)

@@ -55,7 +55,7 @@ class DetectionBatchMaker:
         where = f"{self.folder / sample.file}, sample "
         remedy = (
             f"List all damaged samples with `python -m experiments data verify {self.folder}`, then repair the raw "
-            "data and build again."
+            "data and build again with ARGS=--again."
         )
         try:
             record = json.loads(sample.members[RECORD])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import threading
@@ -16,6 +17,7 @@ from datamodules import remote
 from datamodules.annotations import read_rows
 from datamodules.batch import InputSpec
 from datamodules.entities import add_entities
+from datamodules.entity_sources import tag_filter
 from datamodules.errors import DataError
 from datamodules.manifest import read_manifest
 from datamodules.product1m import Product1M
@@ -177,8 +179,80 @@ def test_a_set_that_the_shards_have_left_behind_is_told_and_one_of_the_same_name
         path.unlink()
     build(TinyCatalogue(COUNTS), there, shard_size=6, vocab_size=60, progress=False, seed=1)
     assert link(server.address, here)["region_sets"] == {}
-    assert "Region set 'detected' was written for shards that the address no longer has" in caplog.text
+    assert "region set 'detected' lacks tars, or is of other shards, and is removed" in caplog.text
     assert not list(here.glob("*-regions-*"))
+
+
+def test_own_entities_stay_and_the_address_s_own_are_taken_over_when_they_change(tmp_path, there, server, caplog):
+    class Others(Words):
+        def settings(self):
+            return {"kind": "others"}
+
+        def find(self, items):
+            return ([one for one in found if one.tag == "tag0"] for found in super().find(items))
+
+    add_entities(there, Words(), progress=False)
+    link(server.address, tmp_path / "plain")
+    link(server.address, tmp_path / "own")
+    mine = add_entities(tmp_path / "own", Others(), progress=False)
+    theirs = add_entities(there, Words(), tag_filter(drop=["number"]), progress=False)
+    assert link(server.address, tmp_path / "plain")["entities"] == theirs
+    assert link(server.address, tmp_path / "own", keep=True)["entities"] == mine
+    assert "keeps its own entities" in caplog.text
+    assert link(server.address, tmp_path / "own")["entities"] == mine, "also the third time"
+    assert verify(tmp_path / "own") == []
+
+
+def test_a_set_of_the_address_is_taken_over_when_it_is_written_again(tmp_path, there, server):
+    here = tmp_path / "here"
+    write_set(there)
+    link(server.address, here, keep=True)
+    assert verify(here) == []  # fetches and keeps all
+    for path in there.glob("*-regions-*"):
+        path.unlink()
+    (there / "manifest.json").write_text(json.dumps({**read_manifest(there), "region_sets": {}}))
+    theirs = write_set(there, change=lambda split, rows: rows[::-1])
+    assert link(server.address, here, keep=True)["region_sets"]["detected"] == theirs
+    assert verify(here) == []
+
+
+def test_linking_again_mends_a_damaged_address_and_allows_its_command(tmp_path, there, server, monkeypatch):
+    here = tmp_path / "here"
+    link(server.address, here)
+    (here / "remote.json").write_text('{"address": "ht')
+    with pytest.raises(DataError, match="is damaged"):
+        next(read_shard(here / "val-000000.tar"))
+    command = f"pipe:cat {shlex.quote(str(there))}/{{}}"
+    link(command, here)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another home"))
+    with pytest.raises(DataError, match="not linked a folder by"):
+        next(read_shard(here / "val-000000.tar"))
+    link(command, here)
+    assert verify(here) == []
+
+
+def test_a_symbolic_link_stays_one_and_what_it_leads_to_is_linked(tmp_path, server):
+    (tmp_path / "big disk" / "shop").mkdir(parents=True)
+    (tmp_path / "here").symlink_to(tmp_path / "big disk" / "shop")
+    for _ in range(2):
+        link(server.address, tmp_path / "here")
+        assert (tmp_path / "here").is_symlink()
+        assert verify(tmp_path / "big disk" / "shop") == []
+    assert [path.name for path in (tmp_path / "big disk").iterdir()] == ["shop"]
+
+
+def test_a_signature_stays_at_the_end_of_each_address(tmp_path, there, server):
+    link(f"{server.address}?sv=1&sig=abc", tmp_path / "here")
+    assert verify(tmp_path / "here") == []
+    assert server.asked["val-000000.tar?sv=1&sig=abc"] == 1
+
+
+def test_an_address_of_something_else_is_told_as_it_was_given(tmp_path, there, server):
+    (there / "manifest.json").write_text("<html>")
+    with pytest.raises(DataError, match="not readable as JSON") as error:
+        link(server.address, tmp_path / "here")
+    assert f"{server.address}/manifest.json" in str(error.value)
+    assert ".tmp" not in str(error.value)
 
 
 def test_a_folder_of_other_things_is_not_taken_away(tmp_path, server):
