@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from experiments.embedded import EMBEDDED, FOLDER
+from experiments.embedded import EMBEDDED, FOLDER, build_if_missing
 from experiments.output import say
 from experiments.parser import Parser, command_line
 
@@ -18,14 +18,13 @@ def demo_command(words: list[str]) -> None:
     options, settings = parser.parse_known_args(words)
 
     from experiments import config
-    from experiments.data_commands import build
     from experiments.report import write_report
     from experiments.run_commands import fit
     from experiments.runs import run_folder
 
     config.parse_overrides(settings)  # a typo is told before the shards are built
     clock = _Clock()
-    build(EMBEDDED, None, FOLDER, {}, {})
+    build_if_missing((EMBEDDED,))  # as it is where it is there: runs may be of it
     clock.lap("shards")
     composition = config.compose("capture", str(FOLDER), "tiny", options.seed, settings)
     run = run_folder(composition, Path(options.runs))
