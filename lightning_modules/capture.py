@@ -46,7 +46,7 @@ class CAPTURE(RegionTextModule):
         objectives: Any subset of mlm, mrm, clr; one left out has no parameters.
         tokenizer: "shards" for the one stored with the data, else a Hugging Face name or path.
         text_weights: A Hugging Face BERT (name or path) that the text stream starts from when training begins: its
-            embeddings, first `text_layers` layers and MLM transform; they train at `pretrained_lr_scale` × lr.
+            embeddings and first `text_layers` layers, which train at `pretrained_lr_scale` × lr, and its MLM transform.
         vocab_size, mask_token_id: The tokenizer's; filled from the shard folder when `tokenizer` is "shards".
         text_length: Tokens per caption, [CLS] and [SEP] included.
         visual_input: "regions" (features stored in the shards) or "grid" (cells of a backbone's map, from pixels).

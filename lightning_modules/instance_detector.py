@@ -32,6 +32,7 @@ from typing_extensions import Self
 from datamodules.batch import DetectionBatch
 from lightning_modules.distributed import alone
 from lightning_modules.errors import ModelError
+from lightning_modules.full_precision import full_precision
 from lightning_modules.layers.detection_backbone import LightPyramid, resnet50_pyramid
 from lightning_modules.layers.regions import PIXEL_MEAN, PIXEL_STD
 from lightning_modules.objectives.instance_contrast import InstanceContrast
@@ -137,16 +138,19 @@ class InstanceDetector(TrainedModule):
         targets = [{"boxes": b, "labels": torch.ones(len(b), dtype=torch.int64, device=b.device)} for b in boxes]
         images, targets = self.network.transform(list(batch.images_B3HW.float() / 255), targets)
         maps = self.network.backbone(images.tensors)
-        candidates, of_proposals = self.network.rpn(images, maps, targets)
-        _, of_boxes = self.network.roi_heads(maps, candidates, images.image_sizes, targets)
-        losses: dict[str, Tensor] = {**of_proposals, **of_boxes}
-        if self.instance is not None:
-            if batch.cut_outs_BN is None:
-                raise ModelError("model.instance_weight: this batch does not say which cut-outs its boxes show")
-            features_MD = torch.cat(self._features(maps, boxes, images))
-            losses["loss_instance"] = self.instance_weight * self.instance(
-                features_MD, batch.cut_outs_BN[batch.box_mask_BN]
-            )
+        # torchvision computes boxes in the dtype of the maps, and to bf16 places beyond 512 px are 4 px apart.
+        with torch.autocast(images.tensors.device.type, enabled=False):
+            maps = {name: map_BDHW.float() for name, map_BDHW in maps.items()}
+            candidates, of_proposals = self.network.rpn(images, maps, targets)
+            _, of_boxes = self.network.roi_heads(maps, candidates, images.image_sizes, targets)
+            losses: dict[str, Tensor] = {**of_proposals, **of_boxes}
+            if self.instance is not None:
+                if batch.cut_outs_BN is None:
+                    raise ModelError("model.instance_weight: this batch does not say which cut-outs its boxes show")
+                features_MD = torch.cat(self._features(maps, boxes, images))
+                losses["loss_instance"] = self.instance_weight * self.instance(
+                    features_MD, batch.cut_outs_BN[batch.box_mask_BN]
+                )
         return losses
 
     @torch.no_grad()
@@ -205,20 +209,38 @@ class InstanceDetector(TrainedModule):
         self.flops_per_sample = counter.get_total_flops() / len(batch.index_B)
 
 
+class _RoIPool(MultiScaleRoIAlign):
+    """torchvision's pooling by its own kernel, also where deterministic algorithms are preferred.
+
+    Preferred (`trainer.deterministic: warn`), torchvision would compile another version of it on a GPU, which wants a C
+    compiler there and gigabytes at the paper's size. Demanded (`true`), it still does.
+    """
+
+    def forward(self, *arguments: Any) -> Tensor:
+        enabled = torch.are_deterministic_algorithms_enabled()
+        if not (enabled and torch.is_deterministic_algorithms_warn_only_enabled()):
+            return super().forward(*arguments)
+        torch.use_deterministic_algorithms(False)
+        try:
+            return super().forward(*arguments)
+        finally:
+            torch.use_deterministic_algorithms(True, warn_only=True)
+
+
 class _Evaluating:
-    """Eval mode and no autocast, for the time of a `with` block."""
+    """Eval mode and true float32, for the time of a `with` block."""
 
     def __init__(self, module: lightning.LightningModule) -> None:
         self.module, self.training = module, module.training
-        self.autocast = torch.autocast(module.device.type, enabled=False)
+        self.precision = full_precision(module.device)
 
     def __enter__(self) -> Self:
         self.module.eval()
-        self.autocast.__enter__()
+        self.precision.__enter__()
         return self
 
     def __exit__(self, *problem: Any) -> None:
-        self.autocast.__exit__(*problem)
+        self.precision.__exit__(*problem)
         self.module.train(self.training)
 
 
@@ -255,7 +277,7 @@ def _light(common: dict[str, Any]) -> FasterRCNN:
     backbone = LightPyramid()
     scale = common["min_size"] / 128
     sizes = tuple((round(side * scale),) for side in (24, 48, 90))
-    pool = MultiScaleRoIAlign(["0", "1", "2"], output_size=5, sampling_ratio=2, canonical_scale=round(80 * scale))
+    pool = _RoIPool(["0", "1", "2"], output_size=5, sampling_ratio=2, canonical_scale=round(80 * scale))
     return FasterRCNN(
         backbone,
         **common,
@@ -268,7 +290,8 @@ def _light(common: dict[str, Any]) -> FasterRCNN:
 
 
 def _resnet50(common: dict[str, Any], weights: str | None) -> FasterRCNN:
-    return FasterRCNN(resnet50_pyramid(weights), NUM_CLASSES, **common)
+    pool = _RoIPool(["0", "1", "2", "3"], output_size=7, sampling_ratio=2)  # torchvision's default in numbers
+    return FasterRCNN(resnet50_pyramid(weights), NUM_CLASSES, **common, box_roi_pool=pool)
 
 
 def _width(network: FasterRCNN) -> int:

@@ -17,6 +17,7 @@ from lightning_modules.distributed import all_objects, all_sum
 from lightning_modules.embedding_store import gather_uneven
 from lightning_modules.errors import ModelError
 from lightning_modules.example_batch import example_batch
+from lightning_modules.full_precision import full_precision
 from lightning_modules.retrieval_module import RetrievalModule
 from lightning_modules.stopwatch import Stopwatch
 from retrieval import Ranking, RetrievalError, reorder_top
@@ -125,11 +126,11 @@ def _chunks(num: int) -> Iterator[slice]:
 
 @torch.no_grad()
 def _match(model: RetrievalModule, queries: ProductBatch, items: ProductBatch) -> Tensor:
-    """As `encode`: dropout is off and no autocast applies, whatever mode and precision training runs in."""
+    """As `encode`: dropout is off and no autocast or TF32 applies, whatever mode and precision training runs in."""
     training = model.training
     model.eval()
     try:
-        with torch.autocast(model.device.type, enabled=False):
+        with full_precision(model.device):
             return model.match(queries, items)
     finally:
         model.train(training)

@@ -22,6 +22,7 @@ from lightning_modules import pretrained
 from lightning_modules.distributed import alone
 from lightning_modules.errors import ModelError, is_unknown
 from lightning_modules.example_batch import example_batch
+from lightning_modules.full_precision import full_precision
 from lightning_modules.layers.whitening import Whitening
 from lightning_modules.objectives.draws import Draws
 from lightning_modules.trained_module import TrainedModule
@@ -90,13 +91,13 @@ class RetrievalModule(TrainedModule, ABC):
     def encode(self, batch: ProductBatch) -> dict[str, Tensor]:
         """Unit-norm fp32 embeddings by name; `product` is the retrieval feature. A zero vector stays zero.
 
-        Dropout is off and no autocast applies, whatever mode and precision training runs in: bf16 keeps the fp32
-        top 10 of only a third of the queries.
+        Dropout is off, and neither autocast nor TF32 applies, whatever mode and precision training runs in: bf16 keeps
+        the fp32 top 10 of only a third of the queries.
         """
         training = self.training
         self.eval()
         try:
-            with torch.autocast(self.device.type, enabled=False):
+            with full_precision(self.device):
                 vectors = {name: F.normalize(x.float(), dim=-1, eps=1e-12) for name, x in self.embed(batch).items()}
         finally:
             self.train(training)
@@ -119,6 +120,11 @@ class RetrievalModule(TrainedModule, ABC):
         """Whether every whitening has been learned; true where there is none."""
         return all(bool(cast("Whitening", whitening).fitted) for whitening in self.whitening.values())
 
+    def forget_whitening(self) -> None:
+        """The weights change: what was learned before no longer fits them."""
+        for whitening in self.whitening.values():
+            cast("Whitening", whitening).forget()
+
     @torch.no_grad()
     def fit_whitening(self, batches: Iterable[ProductBatch]) -> None:
         """Learn the whitening from unlabelled pictures; every rank calls it with its share."""
@@ -126,7 +132,7 @@ class RetrievalModule(TrainedModule, ABC):
         self.eval()
         parts: dict[str, list[Tensor]] = {name: [] for name in self.whitening}
         try:
-            with torch.autocast(self.device.type, enabled=False):
+            with full_precision(self.device):
                 for batch in batches:
                     for name, vectors_BD in self.unwhitened(batch).items():
                         parts[name].append(vectors_BD.float())

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from lightning_modules.errors import ModelError
 from lightning_modules.layers.attention import CoAttentionLayer, PostNormLayer, PreNormBlock, check_heads, take
 from lightning_modules.layers.embeddings import RegionEmbedding, TextEmbedding, init_bert_style
 from lightning_modules.layers.pooling import PositionPooling, StreamPooling
@@ -112,6 +113,12 @@ class StreamTransformer(nn.Module):
                 these alone, which changes none of their values.
         """
         length = first_BND.shape[1]
+        if length + second_BMD.shape[1] > self.co_position.num_embeddings:
+            raise ModelError(
+                f"{length} and {second_BMD.shape[1]} positions side by side, but model.max_positions="
+                f"{self.co_position.num_embeddings}: raise it, or shorten the text (model.text_length) or the regions "
+                "(model.num_regions, or model.image_size_px of a grid)"
+            )
         both_BND = torch.cat([first_BND, second_BMD], 1)
         both_BND = self.co_dropout(both_BND + self.co_position.weight[: both_BND.shape[1]])
         both_mask_BN = torch.cat([first_mask_BN, second_mask_BM], 1)

@@ -13,11 +13,16 @@ from lightning_modules.retrieval_module import RetrievalModule
 
 
 class FitWhitening(Callback):
-    """Fits on training pictures before each validation during training, and of weights that never had it fitted.
+    """Fits on training pictures before each validation during training, and for weights that it was not fitted for.
 
-    A checkpoint brings its own: evaluating it fits nothing. Training pictures and not the gallery, so that a model
-    encodes the same way wherever it is taken.
+    A checkpoint that a validation chose brings its own: evaluating it fits nothing. Training pictures and not the
+    gallery, so that a model encodes the same way wherever it is taken.
     """
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """From the first step on, what was fitted before is of other weights."""
+        assert isinstance(pl_module, RetrievalModule)
+        pl_module.forget_whitening()
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         assert isinstance(pl_module, RetrievalModule)

@@ -50,9 +50,10 @@ class Views(NamedTuple):
         """A first and a second view as 2B rows: row b and row B + b show the same picture."""
         first, second = self.of(batch, draws), self.of(batch, draws)
         pairs = zip(first, second, strict=True)
-        return ProductBatch._make(
-            None if one is None or other is None else torch.cat([one, other]) for one, other in pairs
-        )
+        with torch.autocast(batch.index_B.device.type, enabled=False):  # on a CPU, bf16's knows no cat of float16
+            return ProductBatch._make(
+                None if one is None or other is None else torch.cat([one, other]) for one, other in pairs
+            )
 
     @torch.no_grad()
     def _of_pictures(self, images_B3HW: Tensor, draws: Draws) -> Tensor:

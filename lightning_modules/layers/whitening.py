@@ -50,5 +50,12 @@ class Whitening(nn.Module):
         self.projection_DD.copy_((direction_DD * scale_D) @ direction_DD.T)
         self.fitted.fill_(True)
 
+    @torch.no_grad()
+    def forget(self) -> None:
+        """The identity again: what is whitened has changed."""
+        self.mean_D.zero_()
+        self.projection_DD.copy_(torch.eye(len(self.mean_D)))
+        self.fitted.fill_(False)
+
     def forward(self, vectors_BD: Tensor) -> Tensor:
         return (vectors_BD - self.mean_D) @ self.projection_DD

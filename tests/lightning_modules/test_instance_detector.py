@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
+from torchvision.ops import MultiScaleRoIAlign
 
 from datamodules.batch import DetectionBatch
 from lightning_modules import InstanceDetector, ModelError
@@ -169,3 +170,44 @@ def test_the_paper_network_has_the_published_parts() -> None:
     assert model.region_width == 1024
     losses = model.train().losses(squares(2))
     assert set(losses) == {"loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"}
+
+
+def test_boxes_are_computed_in_float32_under_bf16() -> None:
+    """A bf16 number between 32 and 64 is a multiple of a quarter; at 800 px it would be one of 4 px."""
+    model, dtypes = tiny_detector().train(), set()
+
+    def look(module: torch.nn.Module, arguments: tuple, found: tuple) -> None:
+        maps, candidates, _, targets = arguments
+        dtypes.update(x.dtype for x in (*maps.values(), *candidates, *(target["boxes"] for target in targets)))
+
+    model.network.roi_heads.register_forward_hook(look)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model.losses(squares())
+    assert dtypes == {torch.float32}
+    full = model.losses(squares())
+    assert losses.keys() == full.keys()
+    torch.stack(list(losses.values())).sum().backward()
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize(("enabled", "warn_only", "inside"), [(True, True, False), (True, False, True)])
+def test_pooling_is_the_kernel_s_own_where_determinism_is_only_preferred(
+    enabled: bool, warn_only: bool, inside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU, torchvision compiles another version where deterministic algorithms are enabled."""
+    model, seen = tiny_detector(), []
+    pool = model.network.roi_heads.box_roi_pool
+
+    def look(*arguments: object) -> torch.Tensor:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return torch.zeros(1)
+
+    monkeypatch.setattr(MultiScaleRoIAlign, "forward", look)
+    torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+    try:
+        pool({}, [], [])
+        assert torch.are_deterministic_algorithms_enabled() is enabled
+        assert torch.is_deterministic_algorithms_warn_only_enabled() is warn_only
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert seen == [inside]

@@ -6,7 +6,7 @@ import inspect
 
 import pytest
 
-from lightning_modules import RetrievalModule
+from lightning_modules import CAPTURE, EGECMP, RetrievalModule
 from lightning_modules.errors import ModelError
 from lightning_modules.example_batch import example_batch
 from tests.lightning_modules.tiny_models import every_model, tiny
@@ -63,3 +63,10 @@ def test_a_misspelt_name_is_answered_with_the_nearest(kind: type[RetrievalModule
     wanted = kind.candidate_features[0]
     with pytest.raises(ModelError, match=rf"model\.retrieval_feature '{wanted}x' is unknown; did you mean '{wanted}'"):
         tiny(kind, retrieval_feature=f"{wanted}x")
+
+
+@pytest.mark.parametrize("kind", [CAPTURE, EGECMP], ids=lambda kind: kind.__name__)
+def test_two_streams_that_are_too_long_together_are_refused(kind: type[RetrievalModule]) -> None:
+    model = tiny(kind, text_length=38)  # of 40 positions
+    with pytest.raises(ModelError, match=r"positions side by side, but model\.max_positions=40: raise it"):
+        model.encode(example_batch(model.input_spec(), batch_size=2))

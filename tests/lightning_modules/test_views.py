@@ -124,3 +124,13 @@ def test_each_rank_makes_the_views_of_its_rows(pictures: bool, monkeypatch: pyte
         found = getattr(Views().two(whole.rows(rows), Draws(1, 2, "cpu")), field).chunk(2)
         for one, every in zip(found, expected, strict=True):
             assert torch.equal(one, every[rows])
+
+
+def test_stored_features_of_half_precision_are_doubled_under_bf16() -> None:
+    features_BRD = torch.ones(3, 4, 6, dtype=torch.float16)
+    batch = _batch(mask_BR=torch.ones(3, 4, dtype=torch.bool))._replace(features_BRD=features_BRD)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        both = Views().two(batch, Draws(0, 0, "cpu"))
+    assert both.features_BRD is not None
+    assert both.features_BRD.shape == (6, 4, 6)
+    assert both.features_BRD.dtype == torch.float16

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from lightning import Trainer
+from torch.utils.data import DataLoader
 
+from lightning_modules.callbacks.fit_whitening import FitWhitening
 from lightning_modules.distributed import rank, world_size
 from lightning_modules.example_batch import example_batch
 from lightning_modules.layers.whitening import Whitening
@@ -96,3 +100,19 @@ def test_text_pooling_decides_which_positions_the_stream_feature_reads(pooling: 
         model.encode(batch)["text_stream"], model.encode(batch._replace(tokens_BT=tokens))["text_stream"]
     )
     assert same == (pooling == "first")
+
+
+def test_a_whitening_of_earlier_weights_is_not_kept_where_no_validation_follows() -> None:
+    torch.manual_seed(0)
+    model = tiny_capture(whitening_samples=8)
+    batches: Any = [example_batch(model.input_spec(), batch_size=6, seed=seed) for seed in (0, 1)]
+    model.fit_whitening(batches)
+    trainer = Trainer(
+        max_steps=2,
+        accelerator="cpu",
+        callbacks=[FitWhitening()],
+        **dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False),
+    )
+    trainer.fit(model, DataLoader(batches, batch_size=None))
+    assert not model.whitening_is_fitted
+    assert all(torch.equal(one.projection_DD, torch.eye(len(one.mean_D))) for one in model.whitening.values())
