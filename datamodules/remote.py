@@ -98,13 +98,15 @@ def link(address: str, folder: Path, keep: bool = False) -> Manifest:
             (fresh / REMOTE_FILE).chmod(0o600)  # it may hold a password
         if address.startswith(_PIPE):
             commands.allow(address)
-        carry_over(folder, fresh, _listed_before(folder))
+        listed = _listed_before(folder)
         try:
+            carry_over(folder, fresh, listed)
             if folder.exists():
                 folder.rename(aside)
             fresh.rename(folder)
         except OSError as error:
-            raise DataError(f"{folder} cannot be replaced ({error.strerror}). Choose another OUT.") from None
+            why = f"{folder} cannot be replaced ({error.strerror})"
+            raise DataError(f"{why}. Choose another OUT, or a folder below it if a disk is mounted there.") from None
         shutil.rmtree(aside, ignore_errors=True)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
