@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from experiments.history import read_history
 from experiments.run_lock import check_free
 from experiments.runs import RunFolder, config_hash, run_folder
 from experiments.table_rows import TableFile, compose_row, row_settings
+from experiments.tested_step import check_choice
 
 LABELS_SHOWN = 2  # of a run that stands in several rows
 FINISHED, GOES_ON, IN_USE, TO_DO = "finished", "goes on", "in use", "to do"
@@ -88,6 +90,7 @@ def plan_runs(
                 composition = compose_row(entry, int(seed))
                 if check_machine:
                     machine.check_devices(composition.config["trainer"])
+                check_choice(composition)
             except Exception as problem:
                 if not is_user_error(problem):
                     raise
@@ -133,8 +136,9 @@ def _once_each(
 
 def _state(folder: RunFolder) -> tuple[str, int]:
     """How far a run is, and the step it goes on after."""
-    if folder.finished():
-        return FINISHED, 0
+    with suppress(UsageError):  # a metrics.json that is damaged is written again by the run's own command
+        if folder.finished():
+            return FINISHED, 0
     evaluated = [int(row["step"]) for row in read_history(folder.history) if any(key.startswith("val/") for key in row)]
     last = max(evaluated, default=0) if folder.last.is_file() else 0
     step = last + 1 if last else 0  # curves count from 0

@@ -8,8 +8,10 @@ import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import lightning
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from experiments.errors import UsageError
 from experiments.output import say
@@ -47,6 +49,38 @@ class WholeFiles(TorchCheckpointIO):
                 raise _cause(problem) from None
             if path == self.run.last:
                 _keep_as_previous(self.run)
+
+
+class MovedRun(Callback):
+    """A run that goes on under another path knows its best score.
+
+    Lightning forgets it where the absolute path is not the one in the checkpoint, and the next interval, good or bad,
+    would take the place of `best.ckpt`.
+    """
+
+    def on_load_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        for callback in trainer.checkpoint_callbacks:
+            state = checkpoint.get("callbacks", {}).get(callback.state_key)
+            if isinstance(callback, ModelCheckpoint) and state:
+                checkpoint["callbacks"][callback.state_key] = _moved(state, str(callback.dirpath))
+
+
+def _moved(state: dict[str, Any], folder: str) -> dict[str, Any]:
+    """The state of a ModelCheckpoint whose files lie in `folder` now."""
+
+    def here(path: str) -> str:
+        return os.path.join(folder, os.path.basename(path)) if path else path
+
+    paths = ("best_model_path", "kth_best_model_path", "last_model_path")
+    moved = state | {"dirpath": folder} | {key: here(state[key]) for key in paths if key in state}
+    return moved | {"best_k_models": {here(path): score for path, score in state.get("best_k_models", {}).items()}}
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step at which a checkpoint was written."""
+    return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
 
 
 def resume_point(run: RunFolder) -> Resume | None:

@@ -12,7 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from experiments.checkpoint_files import WholeFiles
+from experiments.checkpoint_files import MovedRun, WholeFiles
 from experiments.config import Composition
 from experiments.errors import UsageError
 from experiments.history_logger import StepLabels
@@ -56,7 +56,8 @@ def build(composition: Composition, run: RunFolder, signals: StopSignals | None 
     throughput = Throughput()
     config, task = composition.config, composition.task
     line = IntervalLine(throughput, task.interval_metrics)
-    extra: list[Any] = [throughput, line, RandomState(), StepLabels(), *task.callbacks(), _last_checkpoint(run)]
+    extra: list[Any] = [throughput, line, RandomState(), StepLabels(), MovedRun(), *task.callbacks()]
+    extra.append(_last_checkpoint(run))
     if config["trainer"].get("enable_progress_bar") is not False:
         extra.append(ThroughputBar(throughput))
     if signals is not None:

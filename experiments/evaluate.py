@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments import machine
 from experiments.config import HOME, Composition, Loader, finish, merge, overlays, parse_overrides
@@ -19,6 +19,9 @@ from experiments.output import say
 from experiments.run_lock import opened
 from experiments.runs import RunFolder, open_run, read_metrics, run_folder, write_json, write_text
 from experiments.tasks import DEFAULT_TASK
+
+if TYPE_CHECKING:
+    from experiments.record import Results
 
 TOLERANCE = 1e-6  # between two evaluations of one checkpoint, on one process or several
 # What queries are read by, and what a detector's boxes must score. Other values give other numbers, which belong in a
@@ -70,24 +73,46 @@ def evaluate_run(path: str, data: str | None, overrides: list[str], command: str
 
     Raises:
         UsageError: If the run has no checkpoint, or its shards or region set are no longer the ones it was trained on.
+        RuntimeError: If the numbers differ from the recorded ones.
     """
     from experiments.record import recorded_run
 
     source = open_run(path)
+    before, unfinished = _recorded(source)
     composition = reopen(source, data, overrides)
     trained = recorded_run(source)
     own = data is None or composition.data.data_hash == trained.get("data_hash")
     own = own and composition.region_set_hash == trained.get("region_set_hash")
     own = own and not (overrides and _read_by(composition) != _read_by(reopen(source, data, [])))
-    steps = read_metrics(source)["steps"] if source.metrics.is_file() else None
-    if not source.best.is_file() and steps != 0:
-        raise UsageError(f"{source.best}: missing, so there is nothing to evaluate; `make train` again writes it")
+    if not source.best.is_file() and before.get("steps") != 0:
+        how = "train again with --fresh" if "test" in before else "`make train` again writes it"
+        raise UsageError(f"{source.best}: missing, so there is nothing to evaluate; {how}")
+    if unfinished:
+        from experiments.checkpoint_files import step_of
+
+        before = {"steps": step_of(source.best)}
+        say(f"{unfinished}; what is evaluated is its best checkpoint so far, step {before['steps']}")
+    if own and unfinished:
+        return _evaluate_unfinished(source, composition, command, before)
     if own:
-        return _evaluate_own(source, composition, command)
+        return _evaluate_own(source, composition, command, before, in_part=bool(overrides))
     target = run_folder(composition, source.root.parent, {"weights_of": _without_seed(source.run_id)})
-    before = read_metrics(source) if source.metrics.is_file() else {}
     before = {key: before[key] for key in ("steps", "parameters", "cut_outs") if key in before}
     return _evaluate_into(target, composition, source.best if source.best.is_file() else None, command, before)
+
+
+def _recorded(run: RunFolder) -> tuple[dict[str, Any], str]:
+    """What metrics.json says of a run, and why it says nothing of one whose training was begun here; "" where it does.
+
+    Raises:
+        UsageError: It is unreadable, and no training can write it again.
+    """
+    if not run.history.is_file():  # imported, or evaluated only
+        return read_metrics(run) if run.metrics.is_file() else {}, ""
+    try:
+        return read_metrics(run), ""
+    except UsageError as problem:
+        return {}, str(problem)
 
 
 def _read_by(composition: Composition) -> list[Any]:
@@ -140,6 +165,8 @@ def reopen(source: RunFolder, data: str | None, overrides: list[str]) -> Composi
         config["model"]["init_args"]["tokenizer"] = str(_keep_tokenizer(source, Path(stored)))
     config["task"] = about.get("task", DEFAULT_TASK)
     region_set = config["data"]["init_args"].get("region_set")
+    if config.get("trainer", {}).get("num_nodes", 1) != 1:  # those of the training are not there for an evaluation
+        config["trainer"]["num_nodes"] = 1
     config = merge(merge(config, {"trainer": machine.launched_settings()}), parse_overrides(overrides, config))
     composition = finish(config, about["experiment"], about["scale"], folder, [str(source.config)] * 2)
     before, now = about.get("region_set_hash"), composition.region_set_hash
@@ -163,32 +190,66 @@ def _keep_tokenizer(source: RunFolder, shards: Path) -> Path:
     return folder
 
 
-def _evaluate_own(run: RunFolder, composition: Composition, command: str) -> dict[str, Any]:
-    """Re-evaluate in the run's own folder; recorded numbers stay, and a difference is an error."""
+def _evaluate_own(
+    run: RunFolder, composition: Composition, command: str, before: dict[str, Any], in_part: bool
+) -> dict[str, Any]:
+    """Re-evaluate in the run's own folder; recorded numbers stay, and a difference is an error.
+
+    Args:
+        in_part: Settings may have left out some of the numbers that are recorded.
+    """
     from experiments.record import write_results
 
-    recorded = run.finished()
+    recorded = before if "test" in before else None
     with opened(run):
-        record = _measured(run, composition, run.best if run.best.is_file() else None, command, recorded)
+        results = _measured(run, composition, run.best if run.best.is_file() else None, command, before)
+        record = results.record
         if machine.rank() != 0:
             return record
-        splits = composition.task.splits
-        difference, key = _largest_difference(recorded, record, splits) if recorded else (0.0, "")
+        differences = _differences(recorded, record, composition.task.splits) if recorded else {}
+        left_out = [key for key, value in differences.items() if in_part and math.isinf(value)]
+        for key in left_out:
+            del differences[key]
+        key = max(differences, key=differences.__getitem__, default="")
+        difference = differences.get(key, 0.0)
         if difference > TOLERANCE:
-            file = run.root / "metrics-eval.json"
-            write_json(file, record)
             raise RuntimeError(
-                f"{key} differs from the recorded value by {difference:.2g}; {run.metrics} is kept, "
-                f"the new numbers are in {file}"
+                f"{key} differs from the recorded value by {difference:.2g}; {run.metrics} and the lists beside it are "
+                f"kept, the new numbers are in {_write_beside(run, record)}"
             )
-        write_results(run, record)
+        if not left_out:
+            write_results(run, results)
         say(composition.task.render(record))
-        if "rerank" in record:
+        if "rerank" in record and not left_out:
             say(f"re-ranked: rerank/… under test in {run.metrics}; its cost and command: rerank")
         if recorded:
-            count = sum(len(recorded[split]) for split in splits)
-            say(f"equals what training reported: {count} numbers, largest difference {difference:.1g}")
+            say(f"equals what training reported: {len(differences)} numbers, largest difference {difference:.1g}")
+        if left_out:
+            say(
+                f"{len(left_out)} recorded numbers were not asked for, so {run.metrics} and the lists beside it stay "
+                f"as they are; the new numbers are in {_write_beside(run, record)}"
+            )
     return record
+
+
+def _evaluate_unfinished(
+    run: RunFolder, composition: Composition, command: str, before: dict[str, Any]
+) -> dict[str, Any]:
+    """Show the numbers of a training that goes on, and leave all that a finished run has to its end."""
+    with opened(run):
+        record = _measured(run, composition, run.best, command, before).record
+        if machine.rank() == 0:
+            say(composition.task.render(record))
+            file = _write_beside(run, record)
+            say(f"the run has not finished, so {run.metrics} is left to its training; these numbers are in {file}")
+    return record
+
+
+def _write_beside(run: RunFolder, record: dict[str, Any]) -> Path:
+    """Keep numbers where no table reads them; the file."""
+    file = run.root / "metrics-eval.json"
+    write_json(file, record)
+    return file
 
 
 def _evaluate_into(
@@ -198,20 +259,20 @@ def _evaluate_into(
     from experiments.wandb_logger import mirror_record
 
     with opened(run):
-        record = _measured(run, composition, checkpoint, command, before)
+        results = _measured(run, composition, checkpoint, command, before)
         if checkpoint and machine.rank() == 0:
             _share(checkpoint, run.best)  # a normal run folder: it can be evaluated again
         write_config(run, composition, composition.config)
         if machine.rank() == 0:
-            write_results(run, record)
-            say(composition.task.render(record))
-            mirror_record(run, composition, record, "evaluation")
-    return record
+            write_results(run, results)
+            say(composition.task.render(results.record))
+            mirror_record(run, composition, results.record, "evaluation")
+    return results.record
 
 
 def _measured(
-    run: RunFolder, composition: Composition, checkpoint: Path | None, command: str, before: dict[str, Any] | None
-) -> dict[str, Any]:
+    run: RunFolder, composition: Composition, checkpoint: Path | None, command: str, before: dict[str, Any]
+) -> Results:
     """Build, evaluate, and put the record together; what only training knows is taken from `before`."""
     from experiments.engine import build
     from experiments.record import Outcome, assemble
@@ -222,21 +283,20 @@ def _measured(
     if random:
         kind = type(engine.model).__name__
         say(f"{kind} starts from random weights here: these numbers are those of an untrained model (`make train`)")
-    results = measure(engine, checkpoint)
-    record = assemble(Outcome(run, composition, engine, command, results, untrained=None), before or {})
-    return record | ({"random_weights": True} if random else {})
+    measured = measure(engine, checkpoint)
+    results = assemble(Outcome(run, composition, engine, command, measured, untrained=None), before)
+    return results._replace(record=results.record | ({"random_weights": True} if random else {}))
 
 
-def _largest_difference(recorded: dict[str, Any], now: dict[str, Any], splits: Sequence[str]) -> tuple[float, str]:
-    """Over all recorded numbers; those of a re-ranking only where this evaluation asked for one, and as deep."""
+def _differences(recorded: dict[str, Any], now: dict[str, Any], splits: Sequence[str]) -> dict[str, float]:
+    """Of all recorded numbers, infinite where one is lacking now; of a re-ranking only where it is as deep."""
     same = recorded.get("rerank", {}).get("depth") == now.get("rerank", {}).get("depth")
-    pairs = [
-        (abs(value - now[split].get(key, math.inf)), f"{split}/{key}")
+    return {
+        f"{split}/{key}": abs(value - now[split].get(key, math.inf))
         for split in splits
         for key, value in recorded[split].items()
         if same or not key.startswith("rerank/")
-    ]
-    return max(pairs)
+    }
 
 
 def show_split(composition: Composition, home: Path, split: str, checkpoint: str | None) -> dict[str, float]:

@@ -78,7 +78,7 @@ def visible_gpus() -> int:
 
 
 def check_devices(trainer: dict[str, Any]) -> None:
-    """Refuse more devices than there are, and fewer than processes were launched, before anything is loaded.
+    """Refuse more devices or nodes than there are, and fewer than processes were launched, before anything is loaded.
 
     Raises:
         UsageError: Naming the key, the number asked for and the number there is.
@@ -93,6 +93,11 @@ def check_devices(trainer: dict[str, Any]) -> None:
             f"trainer.num_nodes={nodes} is {asked * nodes}: leave both out, they follow from what was started"
         )
     _check_slurm(found)
+    if found.processes == 1 and nodes > 1:
+        raise UsageError(
+            f"trainer.num_nodes={nodes}: nothing has started processes on {nodes} nodes, and this one would wait for "
+            "them: start it by torchrun or srun (docs/cluster.md), from which the number follows, or leave it out"
+        )
     accelerator = str(trainer.get("accelerator", "auto"))
     gpus = visible_gpus()
     if accelerator in ("gpu", "cuda") and platform.system() == "Linux" and not gpus:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from experiments import machine
@@ -20,6 +21,13 @@ class Outcome(NamedTuple):
     untrained: dict[str, Any] | None  # the same before training, where there was training
 
 
+class Results(NamedTuple):
+    """What is to be kept of one evaluated model."""
+
+    record: dict[str, Any]  # the content of metrics.json
+    write_files: Callable[[], None]  # the task's, beside it
+
+
 # What an evaluation cannot know and takes over from the record of the training, and what was timed on its `hardware`.
 FROM_TRAINING = (
     *("command", "steps", "parameters", "train_seconds", "skipped", "git", "hardware", "config_hash", "run_id"),
@@ -27,10 +35,8 @@ FROM_TRAINING = (
 TIMED = ("samples_per_second", "throughput")
 
 
-def assemble(outcome: Outcome, training: dict[str, Any]) -> dict[str, Any]:
-    """The content of metrics.json; what the task writes beside it is written too.
-
-    Rank zero's numbers, any rank may call.
+def assemble(outcome: Outcome, training: dict[str, Any]) -> Results:
+    """Put the results together; nothing is written yet. Rank zero's numbers, any rank may call.
 
     Args:
         training: What the training said about itself (`FROM_TRAINING`, `TIMED`, what the task needs); may be empty.
@@ -62,13 +68,13 @@ def assemble(outcome: Outcome, training: dict[str, Any]) -> dict[str, Any]:
     if composition.region_set_hash is not None:
         name = composition.config["data"]["init_args"]["region_set"]
         record["region_set"] = {"name": name, "hash": composition.region_set_hash}
-    composition.task.add_results(record, outcome, training)
-    return record
+    return Results(record, composition.task.add_results(record, outcome, training))
 
 
-def write_results(run: RunFolder, record: dict[str, Any]) -> None:
+def write_results(run: RunFolder, results: Results) -> None:
     """metrics.json last: a run folder that has it is complete."""
-    write_json(run.metrics, record)
+    results.write_files()
+    write_json(run.metrics, results.record)
 
 
 def write_config(run: RunFolder, composition: Composition, config: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """Finished runs of a table, kept in the repository: what tables need of each run, and which run stands in which row.
 
     experiments/results/runs/<run_id>/            metrics.json, config.yaml and the per-query scores; no checkpoint
-    experiments/results/<table>-<data>/table.json the rows, by the ids of their runs
+    experiments/results/<table>-<data>/table.json the rows, by the ids of their runs; <table>-<data>-<scale> where the
+                                                  scale was chosen, and is not the file's own
                                        table.md   the same as text, beside its plot
 
 A record is read without shards and without torch, so a table can be shown, checked and extended where its data are not.
@@ -57,8 +58,11 @@ def homes(runs: Path, recorded: bool) -> tuple[Path, ...]:
     return (runs, runs_of()) if recorded else (runs,)
 
 
-def record_table(plan: Plan, table: str, command: str, results: Path = RESULTS) -> Record:
+def record_table(plan: Plan, table: str, command: str, results: Path = RESULTS, scale: str | None = None) -> Record:
     """Keep the finished runs of a table's rows, and the table.
+
+    Args:
+        scale: Where it is another than the table's file has: the table is then kept beside that of the file's own.
 
     Raises:
         UsageError: If no run of the table has finished.
@@ -70,7 +74,8 @@ def record_table(plan: Plan, table: str, command: str, results: Path = RESULTS) 
     for run in runs:
         keep_run(run, plan.columns, results)
     data = {record["data"] for row in plan.rows for record in row.records}
-    folder = results / (f"{table}-{data.pop()}" if len(data) == 1 else table)
+    name = f"{table}-{data.pop()}" if len(data) == 1 else table
+    folder = results / (f"{name}-{scale}" if scale else name)
     rows = [{**_stored(row), "runs": [run.run_id for run in row.runs]} for row in plan.rows]
     about: dict[str, Any] = {"table": table, "command": command, "commit": made_at}
     about |= {"title": plan.title, "base": plan.base.label if plan.base else None}

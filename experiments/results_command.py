@@ -8,7 +8,7 @@ from experiments.config import HOME
 from experiments.errors import UsageError
 from experiments.parser import Parser, command_line
 from experiments.table_options import add_choice, choice_of
-from experiments.table_rows import read_plan
+from experiments.table_rows import Choice, open_table, read_plan
 
 
 def results_command(description: str, words: list[str]) -> None:
@@ -25,7 +25,9 @@ def results_command(description: str, words: list[str]) -> None:
 
     if options.table:
         plan = read_plan(options.table, choice_of(options), homes(Path(options.runs), recorded=True))
-        record = record_table(plan, options.table, command_line("results", words))
+        own = {str(entry["scale"]) for entry in open_table(options.table, Choice(options.data)).entries}
+        scale = options.scale if own != {options.scale} else None
+        record = record_table(plan, options.table, command_line("results", words), scale=scale)
         from experiments.table_plot import draw
 
         draw(plan, record.folder / "plot.svg")

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiments import instance_files, machine, scoreboard
+from experiments.errors import UsageError
 from experiments.graph_picture import write_graph
+from experiments.output import say
 from experiments.record import Outcome
 from experiments.runs import SAME_FILE, atomic
 from experiments.stored_scores import read_arrays
 
 SPLITS = ("val", "test")
+PerQuery = dict[str, np.ndarray]  # metric -> score of each query
 
 
-def add_results(record: dict[str, Any], outcome: Outcome, training: dict[str, Any]) -> None:
-    """Fill in `record`; on rank zero also write rankings, per-query scores and the picture of the entity graph.
+def add_results(record: dict[str, Any], outcome: Outcome, training: dict[str, Any]) -> Callable[[], None]:
+    """Fill in `record`; what writes rankings, per-query scores and the picture of the entity graph, on rank zero.
 
     Args:
         training: The record of the training: floors of the untrained model, and what was timed there.
@@ -37,14 +42,25 @@ def add_results(record: dict[str, Any], outcome: Outcome, training: dict[str, An
     if boxes := {split: found for split in SPLITS if (found := instance_files.counts(outcome.results[split]))}:
         record["instances"] = boxes
     record |= {"val": {}, "test": {}, "floors": {}, "intervals": {}}
+    scores: dict[str, PerQuery] = {}
     if machine.rank() == 0:
-        for split in SPLITS:
-            _add_split(record, outcome, split, training)
-        _add_same_product(record, outcome, training)
-        write_graph(outcome.run.graph, engine.model, engine.data)
+        scores = {split: _add_split(record, outcome, split, training) for split in SPLITS}
+        if test.same:
+            scores[SAME_FILE] = _add_same_product(record, outcome, training)
+    return partial(_write_files, outcome, scores)
 
 
-def _add_split(record: dict[str, Any], outcome: Outcome, split: str, training: dict[str, Any]) -> None:
+def _write_files(outcome: Outcome, scores: Mapping[str, PerQuery]) -> None:
+    folder = outcome.run.rankings
+    for name, per_query in scores.items():
+        result = outcome.results["test"].same if name == SAME_FILE else outcome.results[name]
+        _write_ranking(folder, name, result.ranking, per_query)
+    for split in SPLITS:
+        instance_files.write_instances(folder, split, outcome.results[split])
+    write_graph(outcome.run.graph, outcome.engine.model, outcome.engine.data)
+
+
+def _add_split(record: dict[str, Any], outcome: Outcome, split: str, training: dict[str, Any]) -> PerQuery:
     from experiments.floors import caption_floors
 
     result, folder = outcome.results[split], outcome.run.rankings
@@ -63,12 +79,10 @@ def _add_split(record: dict[str, Any], outcome: Outcome, split: str, training: d
     levels = [f"{name}/" for name in scoreboard.LEVELS]
     record["intervals"][split] = scoreboard.intervals(per_query)
     record["intervals"][split] |= scoreboard.intervals(per_query, scoreboard.LEVEL_COLUMNS, prefixes=levels)
-
-    _write_ranking(folder, split, result.ranking, per_query)
-    instance_files.write_instances(folder, split, result)
+    return per_query
 
 
-def _add_same_product(record: dict[str, Any], outcome: Outcome, training: dict[str, Any]) -> None:
+def _add_same_product(record: dict[str, Any], outcome: Outcome, training: dict[str, Any]) -> PerQuery:
     """The identical-product task of the test split; val's, in its curves, has the same gallery and so the same queries.
 
     Floors and intervals stand beside those of the other task, lists and per-query scores in files of their own.
@@ -77,8 +91,6 @@ def _add_same_product(record: dict[str, Any], outcome: Outcome, training: dict[s
     from retrieval.same_product import CUT_OFFS
 
     same, folder = outcome.results["test"].same, outcome.run.rankings
-    if same is None:
-        return
     queries = same.ranking.query_ids
     record["same"] = {"queries": len(queries), "left_out": same.left_out}
     gallery = outcome.engine.data.eval_splits("test")[1]
@@ -95,10 +107,10 @@ def _add_same_product(record: dict[str, Any], outcome: Outcome, training: dict[s
     found = scoreboard.intervals(per_query, scoreboard.SAME_COLUMNS, scoreboard.SAME_SAMPLES)
     for rival, of_metric in found.items():
         record["intervals"]["test"].setdefault(rival, {}).update(of_metric)
-    _write_ranking(folder, SAME_FILE, same.ranking, per_query)
+    return per_query
 
 
-def _write_ranking(folder: Path, name: str, ranking: Any, per_query: dict[str, Any]) -> None:
+def _write_ranking(folder: Path, name: str, ranking: Any, per_query: Mapping[str, Any]) -> None:
     from retrieval.official_lists import write_ranking
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -108,11 +120,15 @@ def _write_ranking(folder: Path, name: str, ranking: Any, per_query: dict[str, A
         np.savez_compressed(temporary, query_ids=np.asarray(ranking.query_ids, dtype=str), **per_query)
 
 
-def _stored_untrained(file: Any, query_ids: np.ndarray) -> dict[str, np.ndarray]:
+def _stored_untrained(file: Path, query_ids: np.ndarray) -> PerQuery:
     """Per-query scores of the untrained model from an earlier record of the same queries."""
     if not file.is_file():
         return {}
-    stored = read_arrays(file)
+    try:
+        stored = read_arrays(file)
+    except UsageError:
+        say(f"{file} cannot be read: the untrained model's scores of each query are lost, and with them its intervals")
+        return {}
     if not np.array_equal(stored.get("query_ids", ()), np.asarray(query_ids, dtype=str)):
         return {}
     return {key: values for key, values in stored.items() if key.startswith("untrained/")}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments import schema
 from experiments.errors import UsageError
 from experiments.tasks import Task
 
@@ -13,6 +15,12 @@ if TYPE_CHECKING:
     from experiments.config import Composition
     from experiments.record import Outcome
     from experiments.runs import RunFolder
+
+# What a training logs: losses, and metrics of val, at cut-offs that are chosen (`k`) or those of the identical product.
+LOGGED = re.compile(
+    r"train/.+|val/(?:.+?/)??(?:(?P<same>same/(?:mAP|Prec)@(?:1|5|10))|(?:mAP|mAR|Prec|coverage)@(?P<k>\d+)"
+    r"|zero_vectors|false_negatives_per_batch)"
+)
 
 
 class RetrievalTask(Task):
@@ -38,10 +46,10 @@ class RetrievalTask(Task):
     def connect(self, model: Any, data: Any) -> None:
         data.use_input_spec(model.input_spec())
 
-    def add_results(self, record: dict[str, Any], outcome: Outcome, training: dict[str, Any]) -> None:
+    def add_results(self, record: dict[str, Any], outcome: Outcome, training: dict[str, Any]) -> Callable[[], None]:
         from experiments.retrieval_record import add_results
 
-        add_results(record, outcome, training)
+        return add_results(record, outcome, training)
 
     def log_results(self, engine: Any, run: RunFolder, record: dict[str, Any]) -> None:
         from experiments import scoreboard, wandb_artifacts
@@ -59,6 +67,24 @@ class RetrievalTask(Task):
     def numbers(self, results: Mapping[str, Any], split: str) -> tuple[str, dict[str, float]]:
         metrics = {f"{split}/{key}": value for key, value in results[split].metrics.items()}
         return f"feature {results[split].features['product']}", metrics
+
+    def check_measured(self, config: dict[str, Any]) -> None:
+        evaluation, known = config.get("evaluation", {}), schema.signature(self.own_classes["evaluation"])
+        ks, same = (evaluation.get(key, known[key].default) for key in ("ks", "same"))
+        monitor = config["checkpoint"].get("monitor")
+        for name in filter(None, (monitor, *self.interval_metrics)):
+            what = f"checkpoint.monitor={name}" if name == monitor else f"{name}, which every training shows,"
+            found = LOGGED.fullmatch(name)
+            if not found:
+                raise UsageError(f"{what} is no metric: one is called val/mAP@10, val/image/mAR@10 or val/same/mAP@10")
+            if found["k"] and int(found["k"]) not in ks:
+                raise UsageError(
+                    f"{what} is not measured by evaluation.ks={list(ks)}: add {found['k']} to evaluation.ks"
+                )
+            if found["same"] and not same:
+                raise UsageError(
+                    f"{what} is not measured with evaluation.same=false: choose another, or leave that out"
+                )
 
     def predict(
         self, composition: Composition, home: Path, checkpoint: str | None, name: str | None = None, fresh: bool = False

@@ -80,6 +80,7 @@ def run_command(command: str, description: str, words: list[str]) -> int | None:
     from experiments.run_lock import check_free
     from experiments.runs import clear, run_folder
     from experiments.stop_signals import Stopped
+    from experiments.tested_step import check_choice
 
     if command == "fit" and not options.print_config and machine.rank() == 0 and machine.layout().processes == 1:
         build_if_missing([options.data], before=lambda: config.parse_overrides(settings))
@@ -99,11 +100,12 @@ def run_command(command: str, description: str, words: list[str]) -> int | None:
         say(json.dumps(show_split(composition, Path(options.runs), split, options.ckpt_path), indent=2))
         return 0
     machine.check_devices(composition.config["trainer"])
+    check_choice(composition)
     if options.fresh and machine.rank() == 0:
         check_free(run)
         clear(run)
     try:
-        fit(composition, run, command_line("fit", words), options.table)
+        fit(composition, run, command_line("fit", words), options.table, options.fresh)
     except Stopped as stop:
         if machine.rank() != 0 and (stop.together or machine.layout().processes == 1):
             return 0  # rank zero speaks for all: launchers kill it as soon as another rank ends with an error
@@ -113,15 +115,19 @@ def run_command(command: str, description: str, words: list[str]) -> int | None:
     return 0
 
 
-def fit(composition: Any, run: Any, command: str, table: str | None = None) -> dict[str, Any]:
-    """Train unless that is done already, and print the table either way."""
+def fit(composition: Any, run: Any, command: str, table: str | None = None, fresh: bool = False) -> dict[str, Any]:
+    """Train unless that is done already, and print the table either way.
+
+    Args:
+        fresh: Train anyway: what other ranks still see of an earlier run, rank zero deletes.
+    """
     from experiments.announce import announce
     from experiments.output import note, say
     from experiments.run_lock import opened
 
     about = announce(composition, run)
     say(about)  # before torch is imported, so that a wrong layer is seen at once
-    record = run.finished()
+    record = None if fresh else _finished(run)
     if record:
         say(f"finished already: {run.metrics} (--fresh trains again)\n{composition.task.render(record)}")
         if "WANDB_SWEEP_ID" in os.environ:  # its agent waits for numbers, also of settings that were tried before
@@ -133,10 +139,31 @@ def fit(composition: Any, run: Any, command: str, table: str | None = None) -> d
             from experiments.train import train
 
             note(f"{command}\n{about}")
-            record = train(composition, run, command, table)
+            record = train(composition, run, command, table, fresh)
             say(composition.task.render(record))
     say(f"numbers    {run.metrics}\ncheckpoint {run.best}\nreport     make report RUN={run.root}")
     return record
+
+
+def _finished(run: Any) -> dict[str, Any] | None:
+    """The numbers of a finished run; one whose metrics.json is damaged goes on from its last checkpoint.
+
+    Raises:
+        UsageError: There is none to go on from: to start over would cost a finished run its weights.
+    """
+    from experiments.output import say
+
+    try:
+        found: dict[str, Any] | None = run.finished()
+    except UsageError as problem:
+        if not (run.last.is_file() or run.previous.is_file()):
+            raise UsageError(
+                f"{run.metrics}: damaged, and {run.last}, from which it would be written again, is missing: put a copy "
+                "of either in its place, or train again with --fresh"
+            ) from problem
+        say(f"warning: {problem}")
+        return None
+    return found
 
 
 def eval_command(description: str, words: list[str]) -> None:

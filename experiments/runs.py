@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import schema
+from experiments import schema, tested_step
 from experiments.config import HOME, Composition
 from experiments.errors import UsageError, nearest
 
@@ -43,7 +43,8 @@ TRAINER_KEYS = (
 )
 NOT_IDENTITY = {"data": {"folder", "num_workers", "pin_memory", "eval_batch_size"}, "evaluation": {"backend"}}
 # Sections that leave the numbers of a run that nothing happens to as they are.
-NO_IDENTITY = ("checkpoint", "speed", "non_finite", "ranks")
+NO_IDENTITY = ("speed", "non_finite", "ranks")
+YOUNGER = ("checkpoint", "graph_refresh")  # part of the identity than some runs, whose ids must stay
 SAME_FILE = "test-same"  # lists and per-query scores of the identical-product task, among a run's rankings
 
 
@@ -128,8 +129,10 @@ def config_hash(composition: Composition, extra: dict[str, Any] | None = None) -
         if section == "trainer":
             values = {k: v for k, v in values.items() if k in TRAINER_KEYS}
         differing = schema.differing(values, class_path)
-        if section in NO_IDENTITY or (section == "graph_refresh" and not differing):
-            continue  # the latter is younger than some runs, whose ids must stay
+        if section == "checkpoint":
+            differing = tested_step.choice(config, composition.task)
+        if section in NO_IDENTITY or (section in YOUNGER and not differing):
+            continue
         identity[section] = differing
     text = json.dumps(identity, sort_keys=True, default=str, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -162,6 +165,9 @@ def open_run(path: str | Path) -> RunFolder:
     return RunFolder(root)
 
 
+WRITTEN_AGAIN = "the command that made the run writes it again, a training from its last checkpoint"
+
+
 def read_metrics(run: RunFolder) -> dict[str, Any]:
     """A run's metrics.json.
 
@@ -173,9 +179,9 @@ def read_metrics(run: RunFolder) -> dict[str, Any]:
     except FileNotFoundError:
         raise UsageError(f"{run.metrics}: missing, the run did not finish; `make train` again continues it") from None
     except (ValueError, RecursionError) as problem:
-        raise UsageError(f"{run.metrics}: not readable as JSON ({problem}); `make eval` writes it again") from None
+        raise UsageError(f"{run.metrics}: not readable as JSON ({problem}); {WRITTEN_AGAIN}") from None
     if not isinstance(found, dict):
-        raise UsageError(f"{run.metrics}: not a JSON object; `make eval` writes it again")
+        raise UsageError(f"{run.metrics}: not a JSON object; {WRITTEN_AGAIN}")
     return found
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -63,8 +63,8 @@ class Task(ABC):
         """Tell the DataModule what the model wants of its batches; before `setup`."""
 
     @abstractmethod
-    def add_results(self, record: dict[str, Any], outcome: Outcome, training: dict[str, Any]) -> None:
-        """Put what was measured into metrics.json, and write the files beside it (on rank zero)."""
+    def add_results(self, record: dict[str, Any], outcome: Outcome, training: dict[str, Any]) -> Callable[[], None]:
+        """Put what was measured into metrics.json; what writes the files beside it, on rank zero."""
 
     @abstractmethod
     def log_results(self, engine: Any, run: RunFolder, record: dict[str, Any]) -> None:
@@ -73,6 +73,10 @@ class Task(ABC):
     @abstractmethod
     def numbers(self, results: Mapping[str, Any], split: str) -> tuple[str, dict[str, float]]:
         """Of an evaluation of "val" or "test": words about it, and its metrics by the names they are logged under."""
+
+    @abstractmethod
+    def check_measured(self, config: dict[str, Any]) -> None:
+        """Raise `UsageError` if a training would not measure what it shows, or what `checkpoint.monitor` names."""
 
     @abstractmethod
     def predict(

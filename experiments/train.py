@@ -5,27 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from experiments import machine, wandb_logger
-from experiments.checkpoint_files import Resume, check_readable, remove_unfinished, resume_point
+from experiments.checkpoint_files import Resume, check_readable, remove_unfinished, resume_point, step_of
 from experiments.config import Composition
 from experiments.engine import Engine, build
 from experiments.evaluate import measure
 from experiments.history_logger import History
 from experiments.output import say
 from experiments.progress import all_skipped
-from experiments.record import Outcome, assemble, write_config, write_results
-from experiments.runs import RunFolder
+from experiments.record import Outcome, Results, assemble, write_config, write_results
+from experiments.runs import RunFolder, git_state
 from experiments.stop_signals import Stopped, StopSignals
 
 
-def train(composition: Composition, run: RunFolder, command: str, table: str | None = None) -> dict[str, Any]:
+def train(
+    composition: Composition, run: RunFolder, command: str, table: str | None = None, fresh: bool = False
+) -> dict[str, Any]:
     """Train, test and record. An interrupted run goes on from its last checkpoint.
 
     Args:
         table: The table the run is made for, if any: its group in W&B.
+        fresh: Start over: what is in the run folder is about to be deleted, or is already.
 
     Returns:
         The content of metrics.json.
@@ -35,22 +37,23 @@ def train(composition: Composition, run: RunFolder, command: str, table: str | N
         RunError: Another rank or a loader's worker is gone, or a loss was not finite.
     """
     with StopSignals() as signals:
-        return _train(composition, run, command, table, signals)
+        return _train(composition, run, command, table, fresh, signals)
 
 
 def _train(
-    composition: Composition, run: RunFolder, command: str, table: str | None, signals: StopSignals
+    composition: Composition, run: RunFolder, command: str, table: str | None, fresh: bool, signals: StopSignals
 ) -> dict[str, Any]:
+    git = git_state()  # of the code that trains: it may be another one by the end
     machine.check_devices(composition.config["trainer"])
     if machine.rank() == 0:
         remove_unfinished(run)
-    resume = resume_point(run)
+    resume = None if fresh else resume_point(run)
     engine = build(composition, run, signals)
     signals.pass_on = lambda number: _tell_children(engine, number)
     _check(engine)
     engine.trainer.loggers = _loggers(composition, run, resume, table)  # only now: a refused run leaves none behind
     try:
-        return _run(composition, run, engine, command, resume)
+        return _run(composition, run, engine, command, resume, git)
     except Stopped:
         wandb_logger.close(engine.trainer.loggers)
         raise
@@ -62,7 +65,12 @@ def _train(
 
 
 def _run(
-    composition: Composition, run: RunFolder, engine: Engine, command: str, resume: Resume | None
+    composition: Composition,
+    run: RunFolder,
+    engine: Engine,
+    command: str,
+    resume: Resume | None,
+    git: dict[str, Any],
 ) -> dict[str, Any]:
     write_config(run, composition, engine.config)
     untrained = _before_training(engine, again=resume is not None) if composition.task.has_untrained_floor else None
@@ -72,9 +80,10 @@ def _run(
     start = resume.checkpoint if resume else None
     engine.trainer.fit(engine.model, datamodule=engine.data, ckpt_path=start, weights_only=True)
     best = _best(engine, run)
-    record = _record(composition, run, engine, command, untrained, best)
+    results = _results(composition, run, engine, command, untrained, best, git)
+    record = results.record
     if machine.rank() == 0:
-        write_results(run, record)
+        write_results(run, results)
         composition.task.log_results(engine, run, record)
         wandb_logger.log_record(engine.trainer.loggers, record)
         wandb_logger.close(engine.trainer.loggers)
@@ -138,19 +147,19 @@ def _best(engine: Engine, run: RunFolder) -> Path:
         left = steps - engine.interval_line.last_step
         say(f"the last {left} steps fill no interval and were not evaluated (data.steps_per_epoch)")
     check_readable(run.best, "its weights are lost; train again with --fresh")
-    best = torch.load(run.best, map_location="cpu", weights_only=True, mmap=True)["global_step"]
-    say(f"tested: step {best} of {steps}, best by {engine.checkpoint.monitor}")
+    say(f"tested: step {step_of(run.best)} of {steps}, best by {engine.checkpoint.monitor}")
     return run.best
 
 
-def _record(
+def _results(
     composition: Composition,
     run: RunFolder,
     engine: Engine,
     command: str,
     untrained: dict[str, Any] | None,
     best: Path,
-) -> dict[str, Any]:
+    git: dict[str, Any],
+) -> Results:
     steps = engine.trainer.global_step
     training = {f"training/{reason}": n for reason, n in all_skipped(engine.trainer).items()}
     if engine.non_finite.steps:
@@ -165,6 +174,7 @@ def _record(
         "samples_per_second": pace.get("samples_per_second"),
         "throughput": pace,
         "skipped": skipped,
+        "git": git,
     }
     say("skipped samples: " + (", ".join(f"{reason} {n}" for reason, n in sorted(skipped.items())) or "none"))
     return assemble(Outcome(run, composition, engine, command, results, untrained), about)

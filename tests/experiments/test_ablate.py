@@ -211,6 +211,34 @@ def test_recorded_runs_count_where_that_is_asked_for(
     assert kept.folder.run_id in {name for name, _, _ in started(home)}
 
 
+def test_a_run_whose_record_is_damaged_is_run_again(home: Path, write: Callable[..., None]) -> None:
+    """Its own command writes the record again, as the message says to whom it concerns."""
+    write(seeds=[0])
+    assert ablate(home) == 0
+    run = plan_runs(open_table("mine"), None, home / "runs").runs[1]
+    assert run.state == "finished"
+    run.folder.metrics.write_text("{")
+    assert plan_runs(open_table("mine"), None, home / "runs").missing[0].folder == run.folder
+    assert ablate(home) == 0
+    ended = [name for name, kind, _ in started(home) if kind == "end"]
+    assert (len(ended), ended.count(run.folder.run_id)) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("checkpoint.save_top_k: 3", "row 'b': checkpoint.save_top_k=3: a run keeps the weights of its best interval"),
+        ("evaluation.ks: [5]", "row 'b': checkpoint.monitor=val/mAP@10 is not measured by evaluation.ks=[5]"),
+    ],
+)
+def test_a_row_that_could_not_be_tested_is_refused_before_the_first_starts(
+    setting: str, message: str, home: Path, write: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(f"\n  - {{label: a}}\n  - {{label: b, set: {{{setting}}}}}")
+    assert main(["ablate", "mine", "--dry", "--runs", str(home / "runs")]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_the_plan_and_its_errors_are_light(home: Path, write: Callable[..., None]) -> None:
     write()
     code = (

@@ -45,6 +45,12 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("--model.tokenizer=no/such/tokenizer", "no/such/tokenizer"),
         ("--evaluation.rerank=101", "evaluation.rerank=101 must be between 0 (off) and evaluation.depth=100"),
         ("--evaluation.rerank=10", "CAPTURE has no matching head; evaluation.rerank must be 0"),
+        ("--evaluation.ks=[5,50]", "checkpoint.monitor=val/mAP@10 is not measured by evaluation.ks=[5, 50]: add 10"),
+        ("--checkpoint.monitor=val/map@10", "checkpoint.monitor=val/map@10 is no metric"),
+        ("--checkpoint.filename=foo", "checkpoint.filename=foo: a run keeps the weights of its best interval"),
+        ("--checkpoint.save_top_k=3", "leave checkpoint.save_top_k out"),
+        ("--checkpoint.enable_version_counter=true", "leave checkpoint.enable_version_counter out"),
+        ("--checkpoint.every_n_train_steps=5", "leave checkpoint.every_n_train_steps out"),
     ],
 )
 def test_a_wrong_value_is_one_line(

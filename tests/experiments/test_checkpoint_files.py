@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,9 @@ import torch
 
 from experiments.checkpoint_files import WholeFiles, check_readable, resume_point
 from experiments.cli import main
+from experiments.config import compose
 from experiments.errors import UsageError
-from experiments.runs import RunFolder
+from experiments.runs import RunFolder, run_folder
 from tests.experiments.conftest import fit_words
 from tests.experiments.interruption import check_same_weights, stopped_at
 
@@ -170,6 +172,28 @@ def test_a_training_on_a_full_disk_is_one_error_and_goes_on_when_there_is_room(
     assert resume_point(folder) == (folder.last, 3, 1)
     assert main(fit_words(shards, tmp_path)) == 0
     assert json.loads(folder.metrics.read_text())["test"] == record["test"]
+
+
+def test_a_run_that_was_moved_keeps_its_best_checkpoint(run: Path, shards: Path, tmp_path: Path) -> None:
+    """Six steps made elsewhere, where the best was better than anything that follows."""
+    words = fit_words(shards, tmp_path, "--trainer.max_steps=9")
+    settings = [word for word in words if re.match(r"--\w+\.", word)]
+    folder = run_folder(compose("capture", str(shards), "tiny", None, settings), tmp_path)
+    shutil.copytree(run, folder.root, ignore=shutil.ignore_patterns("metrics.json", "wandb"))
+    state = torch.load(folder.last, weights_only=True)
+    ((key, kept),) = ((key, kept) for key, kept in state["callbacks"].items() if kept.get("best_k_models"))
+    assert kept["dirpath"] == str(run / "checkpoints")
+    kept.update(best_model_score=torch.tensor(2.0), kth_value=torch.tensor(2.0))
+    kept["best_k_models"] = dict.fromkeys(kept["best_k_models"], torch.tensor(2.0))
+    torch.save(state, folder.last)
+    best = folder.best.read_bytes()
+    assert main(words) == 0
+    assert folder.best.read_bytes() == best
+    now = torch.load(folder.last, weights_only=True)["callbacks"][key]
+    assert float(now["best_model_score"]) == 2
+    assert now["dirpath"] == str(folder.checkpoints)
+    assert now["best_model_path"] == now["kth_best_model_path"] == str(folder.best)
+    assert [*now["best_k_models"]] == [str(folder.best)]
 
 
 def test_a_run_whose_last_checkpoint_is_damaged_ends_as_one_whose_is_not(

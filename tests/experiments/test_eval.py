@@ -14,6 +14,8 @@ from datamodules import ProductBatch
 from datamodules.catalogues import open_catalogue
 from datamodules.write_shards import build
 from experiments.cli import main
+from experiments.evaluate import reopen
+from experiments.runs import RunFolder
 from lightning_modules import CAPTURE
 from tests.experiments.conftest import CONTRACT_KEYS, fit_words
 
@@ -74,15 +76,112 @@ def test_a_run_is_evaluated_by_instance_in_a_folder_of_its_own(run: Path, record
 
 
 def test_eval_keeps_the_record_and_fails_when_numbers_differ(run: Path, tmp_path: Path) -> None:
+    """Other weights than those that were tested: no list or score of theirs stands beside the recorded numbers."""
     copy = tmp_path / run.name
     shutil.copytree(run, copy)
-    recorded = json.loads((copy / "metrics.json").read_text())
-    recorded["test"]["mAP@10"] += 0.01
-    (copy / "metrics.json").write_text(json.dumps(recorded))
-    with pytest.raises(RuntimeError, match=r"test/mAP@10 differs"):
+    other_weights(copy / "checkpoints" / "best.ckpt")
+    before = read_by_tables(copy)
+    with pytest.raises(RuntimeError, match=r"/.+ differs from the recorded value"):
         main(["eval", "--run", str(copy)])
-    assert json.loads((copy / "metrics.json").read_text()) == recorded
-    assert (copy / "metrics-eval.json").is_file()
+    assert read_by_tables(copy) == before
+    now, recorded = (json.loads((copy / name).read_text()) for name in ("metrics-eval.json", "metrics.json"))
+    assert now["test"]["mAP@10"] != recorded["test"]["mAP@10"]
+
+
+def other_weights(checkpoint: Path) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    for name, value in content["state_dict"].items():
+        if name.endswith(".weight") and value.dim() > 1:
+            value.copy_(torch.randn(value.shape, generator=torch.Generator().manual_seed(0)))
+    torch.save(content, checkpoint)
+
+
+def read_by_tables(folder: Path) -> dict[str, bytes]:
+    files = [folder / "metrics.json", *(folder / "rankings").iterdir()]
+    return {file.name: file.read_bytes() for file in files if file.is_file()}
+
+
+def test_numbers_that_were_not_asked_for_are_no_difference_and_stay(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / run.name
+    shutil.copytree(run, copy)
+    before = read_by_tables(copy)
+    assert main(["eval", "--run", str(copy), "--evaluation.same=false"]) == 0
+    said = capsys.readouterr().out
+    assert "equals what training reported" in said
+    assert "recorded numbers were not asked for" in said
+    assert read_by_tables(copy) == before
+    assert "same/mAP@10" not in json.loads((copy / "metrics-eval.json").read_text())["test"]
+
+
+def test_an_evaluation_does_not_end_a_training_that_was_interrupted(
+    run: Path, record: dict, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / run.name
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("metrics.json", "rankings", "wandb"))
+    assert main(["eval", "--run", str(copy)]) == 0
+    said = capsys.readouterr().out
+    assert "metrics.json: missing, the run did not finish; `make train` again continues it" in said
+    assert "the run has not finished" in said
+    assert not (copy / "metrics.json").exists()
+    assert not (copy / "rankings").exists()
+    shown = json.loads((copy / "metrics-eval.json").read_text())
+    assert shown["test"] == record["test"]
+    assert shown["steps"] in (3, 6)  # of the best checkpoint
+    assert main(fit_words(shards, tmp_path)) == 0
+    assert "finished already" not in capsys.readouterr().out
+    assert json.loads((copy / "metrics.json").read_text())["steps"] == 6
+
+
+def test_a_damaged_record_is_written_again_as_its_message_says(
+    run: Path, record: dict, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / run.name
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("wandb"))
+    (copy / "metrics.json").write_text((run / "metrics.json").read_text()[:100])
+    assert main(["eval", "--run", str(copy)]) == 0
+    assert (
+        "the command that made the run writes it again, a training from its last checkpoint" in capsys.readouterr().out
+    )
+    assert main(fit_words(shards, tmp_path)) == 0
+    assert "warning:" in capsys.readouterr().out
+    again = json.loads((copy / "metrics.json").read_text())
+    for key in ("test", "val", "floors", "intervals", "steps", "train_seconds", "skipped"):
+        assert again[key] == record[key], key
+
+    (copy / "metrics.json").write_text("{")
+    for name in ("last.ckpt", "previous.ckpt"):
+        (copy / "checkpoints" / name).unlink()
+    best = (copy / "checkpoints" / "best.ckpt").read_bytes()
+    assert main(fit_words(shards, tmp_path)) == 2
+    assert "train again with --fresh" in capsys.readouterr().err
+    assert (copy / "checkpoints" / "best.ckpt").read_bytes() == best
+
+
+def test_damaged_scores_are_written_again_without_those_of_the_untrained_model(
+    run: Path, record: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / run.name
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("wandb"))
+    scores = copy / "rankings" / "test.npz"
+    scores.write_bytes(scores.read_bytes()[:1000])
+    assert main(["eval", "--run", str(copy)]) == 0
+    assert f"{scores} cannot be read: the untrained model's scores" in capsys.readouterr().out
+    with np.load(scores) as stored:
+        assert stored["mAP@10"].mean() == pytest.approx(record["test"]["mAP@10"])
+        assert "untrained/mAP@10" not in stored.files
+    assert json.loads((copy / "metrics.json").read_text())["floors"] == record["floors"]
+
+
+def test_a_run_of_several_nodes_is_evaluated_on_one(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / run.name
+    copy.mkdir()
+    config = (run / "config.yaml").read_text()
+    assert "  num_nodes: 1\n" in config
+    (copy / "config.yaml").write_text(config.replace("  num_nodes: 1\n", "  num_nodes: 2\n"))
+    assert reopen(RunFolder(copy), None, []).config["trainer"]["num_nodes"] == 1
+    assert reopen(RunFolder(copy), None, ["--trainer.num_nodes=3"]).config["trainer"]["num_nodes"] == 3
 
 
 def test_eval_on_other_data_uses_the_words_of_the_training(run: Path, record: dict, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -116,6 +117,17 @@ def test_a_run_on_two_processes_stops_at_one_step_and_goes_on(
     assert records[0]["test"] == records[1]["test"]
     assert records[1]["hardware"]["devices"] == 2
     assert (runs[1] / "log.txt").read_text().count("skipped samples: none") == 1
+
+
+def test_a_finished_run_is_trained_afresh_on_two_processes(run: Path, shards: Path, tmp_path: Path) -> None:
+    """Neither rank takes the run that rank zero deletes for one that has finished, or for one to go on with."""
+    copy = tmp_path / run.name
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("wandb"))
+    codes, said = wait(torchrun(fit_words(shards, tmp_path, "--fresh", "--trainer.enable_progress_bar=false")))
+    assert codes == [0], said
+    assert "finished already" not in said
+    assert "going on from" not in said
+    assert json.loads((copy / "metrics.json").read_text())["hardware"]["devices"] == 2
 
 
 def test_one_rank_that_is_told_stops_both(shards: Path, tmp_path: Path) -> None:

@@ -45,6 +45,13 @@ def test_more_devices_than_there_are_is_refused(
             machine.check_devices(trainer)
 
 
+def test_nodes_that_nobody_has_started_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "visible_gpus", lambda: 0)
+    machine.check_devices({"num_nodes": 1})
+    with pytest.raises(UsageError, match=r"trainer\.num_nodes=2: nothing has started processes on 2 nodes.* srun"):
+        machine.check_devices({"num_nodes": 2, "devices": 1, "strategy": "ddp"})
+
+
 def test_rank_is_read_from_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)

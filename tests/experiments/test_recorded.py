@@ -46,6 +46,31 @@ def test_a_recorded_table_says_what_the_runs_said(plan: Plan, tmp_path: Path) ->
     assert (record.folder / "table.md").read_text() == again.text()
 
 
+def test_a_table_of_another_scale_is_kept_beside_its_file_s_own(plan: Plan, tmp_path: Path) -> None:
+    own = recorded.record_table(plan, "mine", "x", tmp_path / "results")
+    other = recorded.record_table(plan, "mine", "x", tmp_path / "results", scale="small")
+    assert (own.folder.name, other.folder.name) == ("mine-tiny", "mine-tiny-small")  # the data are called tiny
+    assert len(recorded.records(tmp_path / "results")) == 2
+
+
+@pytest.mark.parametrize(("words", "scale"), [([], None), (["--scale", "tiny"], None), (["--scale", "small"], "small")])
+def test_the_scale_of_the_file_is_not_named(
+    words: list[str], scale: str | None, plan: Plan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    named: list[str | None] = []
+
+    def record_table(*arguments: object, scale: str | None = None) -> recorded.Record:
+        named.append(scale)
+        return recorded.Record(tmp_path, "pretext", plan, "x", "c0")
+
+    monkeypatch.setattr(recorded, "record_table", record_table)
+    monkeypatch.setattr("experiments.results_command.read_plan", lambda *arguments: plan)
+    monkeypatch.setattr("experiments.table_plot.draw", lambda *arguments: None)
+    monkeypatch.setattr(results_page, "write_section", lambda *arguments: None)
+    results_command("results", ["--table", "pretext", *words])
+    assert named == [scale]
+
+
 def test_a_record_holds_each_run_once_and_no_more_than_tables_need(plan: Plan, tmp_path: Path) -> None:
     results = tmp_path / "results"
     for run in plan.rows[0].runs:

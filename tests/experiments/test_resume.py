@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from experiments import record as recording
+from experiments import train as training
 from experiments.cli import main
 from experiments.history import read_history
 from tests.experiments.conftest import fit_words
@@ -25,10 +27,30 @@ def test_a_finished_run_is_not_repeated(
     assert (run / "metrics.json").stat().st_mtime_ns == before
 
 
+def test_a_rank_above_zero_starts_afresh_whatever_rank_zero_has_not_yet_deleted(
+    run: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(run, tmp_path / run.name, ignore=shutil.ignore_patterns("wandb"))
+    started: list[object] = []
+
+    def start(composition: object, folder: object, engine: object, command: str, resume: object, *more: object) -> dict:
+        started.append(resume)
+        return record
+
+    record = json.loads((run / "metrics.json").read_text())
+    monkeypatch.setattr(training, "_run", start)
+    monkeypatch.setenv("RANK", "1")
+    assert main(fit_words(shards, tmp_path, "--fresh")) == 0
+    assert started == [None]
+    assert (tmp_path / run.name / "metrics.json").is_file()  # not this rank's to delete
+
+
 def test_a_run_that_lost_its_end_goes_on_instead_of_starting_over(
     run: Path, record: dict, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setattr(training, "git_state", lambda: {"commit": "at the start", "dirty": False}, raising=False)
+    monkeypatch.setattr(recording, "git_state", lambda: {"commit": "at the end", "dirty": True})
     copy = tmp_path / run.name
     shutil.copytree(run, copy, ignore=shutil.ignore_patterns("metrics.json", "wandb"))
     assert main(fit_words(shards, tmp_path)) == 0
@@ -36,6 +58,7 @@ def test_a_run_that_lost_its_end_goes_on_instead_of_starting_over(
     assert again["steps"] == 6
     assert again["test"] == record["test"]
     assert again["parameters"] == record["parameters"]
+    assert again["git"] == {"commit": "at the start", "dirty": False}  # the code that trains, whatever is there now
     log = (copy / "log.txt").read_text()
     resumed = log[log.index("going on from") :]
     assert "tested: step" in resumed

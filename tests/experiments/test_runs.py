@@ -62,6 +62,7 @@ def test_the_name_has_four_parts(folder: Path) -> None:
         *("--data.num_workers=3", "--data.pin_memory=true", "--data.eval_batch_size=7", "--evaluation.backend=faiss"),
         *("--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false", "--model.temperature=0.07"),
         *("--data.instances=[]", "--data.max_instances=10", "--evaluation.merge=round_robin"),
+        *("--checkpoint.monitor=val/mAP@10", "--checkpoint.mode=max", "--checkpoint.save_weights_only=true"),
     ],
 )
 def test_how_and_where_it_runs_is_not_in_the_name(folder: Path, setting: str) -> None:
@@ -74,6 +75,7 @@ def test_how_and_where_it_runs_is_not_in_the_name(folder: Path, setting: str) ->
         *("--model.lr=2e-5", "--model.objectives=[clr]", "--model.co_layers=2", "--data.batch_size=8"),
         *("--trainer.max_steps=9", "--trainer.precision=bf16-mixed", "--evaluation.ks=[10]", "--data.augment=false"),
         *("--data.instances=[true]", "--data.crop_margin=0.1", "--evaluation.level=whole"),
+        *("--checkpoint.monitor=val/mAR@10", "--checkpoint.mode=min"),
     ],
 )
 def test_what_decides_the_numbers_is(folder: Path, setting: str) -> None:
