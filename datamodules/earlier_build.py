@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,21 @@ from datamodules.manifest import (
     read_manifest,
 )
 from datamodules.region_sets import remove_region_set, sets_on_disk
-from datamodules.shard_writer import RECEIPTS
+from datamodules.shard_writer import RECEIPTS, ShardJob
 
 log = logging.getLogger(__name__)
 
+MOST_LOST = 0.1  # share of a split's samples that a build may lose without being asked for it
+
 
 def up_to_date(
-    folder: Path, source: str, settings: dict[str, Any], wanted: dict[str, Any], pictures: bool, again: bool
+    folder: Path,
+    source: str,
+    settings: dict[str, Any],
+    wanted: dict[str, Any],
+    pictures: bool,
+    jobs: Sequence[ShardJob],
+    again: bool,
 ) -> Manifest | None:
     """The manifest if nothing is left to do; why there is something is said.
 
@@ -38,10 +47,11 @@ def up_to_date(
         source: name of the catalogue.
         settings: of the catalogue.
         wanted: settings of the writer.
+        jobs: what would be built.
         again: there is something to do in any case.
 
     Raises:
-        DataError: the folder holds another source.
+        DataError: the folder holds another source, or much more than could be built with the same settings now.
     """
     if not (folder / MANIFEST_FILE).is_file():
         return None
@@ -62,9 +72,11 @@ def up_to_date(
         )
     )
     changed = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
+    if changed == ["plan"] and not again:
+        _check_nothing_is_lost(folder, old, jobs)
     if changed:
         named = [f"{key} {before.get(key)!r} -> {after.get(key)!r}" for key in changed if key != "plan"]
-        changes = ", ".join(named) or "the raw source lists other items"
+        changes = ", ".join(named) or "the raw source lists other items, or other pictures are there"
         log.warning("%s was built with other settings and is built again: %s", folder, changes)
     elif problem := _damage(folder, old):
         log.warning("Building again: %s", problem)
@@ -105,6 +117,18 @@ def keep_beside(folder: Path, manifest: Manifest) -> Manifest:
         log.warning("%s: the entities were of the captions before and are removed.", folder)
         shutil.rmtree(folder / ENTITIES)
     return manifest
+
+
+def _check_nothing_is_lost(folder: Path, old: Manifest, jobs: Sequence[ShardJob]) -> None:
+    """A disk that is not there, or half a list, should not cost a finished folder."""
+    for split in SPLITS:
+        samples, present = old["splits"][split]["samples"], sum(job.present for job in jobs if job.split == split)
+        if present < (1 - MOST_LOST) * samples:
+            raise DataError(
+                f"{folder} holds {samples} {split} samples, and only {present} could be built now: are list and "
+                "pictures where they were? Nothing was changed. If it is to be so, build with ARGS=--again, or into "
+                "another OUT."
+            )
 
 
 def _earlier(folder: Path) -> Manifest | None:

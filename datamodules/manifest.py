@@ -101,6 +101,8 @@ def how_to_build(folder: Path | str) -> str:
 
 def how_to_mend(folder: Path | str) -> str:
     """What to do about damage that `make data` does not see by itself."""
+    if (Path(folder) / REMOTE_FILE).is_file():
+        return "Delete that file: it is fetched again when it is read."
     return f"List all damage with `python -m experiments data verify {folder}`, then build again with ARGS=--again."
 
 
@@ -184,8 +186,8 @@ def check_shard_files(folder: Path, splits: Iterable[str], manifest: Manifest) -
         for shard in manifest["splits"][split]["shards"]:
             path = folder / shard["file"]
             remedy = f"List all damage with `python -m experiments data verify {folder}`, then build again."
-            if is_elsewhere(path):
-                continue  # compared when it is fetched
+            if is_elsewhere(path) or (folder / REMOTE_FILE).is_file():
+                continue  # compared when it is fetched, and fetched again where it is not whole
             if not path.is_file():
                 raise DataError(f"Shard {path} is missing though {MANIFEST_FILE} lists it. {remedy}")
             if path.stat().st_size != shard["bytes"]:

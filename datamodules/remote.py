@@ -49,6 +49,15 @@ _SCHEMES = ("http://", "https://", "s3://", "gs://", "ais://", "hf://", _PIPE)
 _ADDRESS = re.compile(r"[!#-&(-\[\]-_a-~]+")  # printable, without blanks, quotes and backslashes
 _ATTEMPTS, _WAIT_S = 3, 1.0
 _BLOCK = 1 << 20
+_CURL = {  # curl's exit codes that tell a user something
+    "6": "no such host",
+    "7": "nobody answers there",
+    "18": "broke off",
+    "22": "refused, missing, or an error of the server",
+    "28": "timed out",
+    "35": "no secure connection",
+    "60": "the server's certificate is not trusted",
+}
 _SILENCE_S = 300.0  # the longest wait for the next block of a file
 _MOST_SMALL_BYTES = 1 << 30  # of a list, tokenizer or manifest, whose size nothing else says
 
@@ -203,7 +212,7 @@ def at_hand(path: Path) -> Iterator[Path]:
     Raises:
         DataError: it cannot be had, or is another one than the manifest lists.
     """
-    remote = None if path.is_file() else remote_of(path.parent)
+    remote = None if _is_whole(path) else remote_of(path.parent)
     if remote is None:
         yield path
         return
@@ -215,6 +224,13 @@ def at_hand(path: Path) -> Iterator[Path]:
         yield path if remote.keep else temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a tar is here; one that was kept and is not as long as it was is fetched again."""
+    if not path.is_file():
+        return False
+    return not (path.parent / REMOTE_FILE).is_file() or path.stat().st_size == _listed(path)["bytes"]
 
 
 def _fetch(remote: Remote, path: Path, target: Path) -> None:
@@ -300,8 +316,11 @@ def _small_files(manifest: Manifest) -> Iterator[tuple[str, int]]:
 
 def _short(error: OSError) -> str:
     """webdataset's error holds the whole command, with any password in it; the exit code says enough."""
-    found = re.search(r"\bexit -?\d+", str(error))
-    return found[0] if found else redacted(str(error).replace("\n", " "))[-160:]
+    found = re.search(r"\bexit (-?\d+)", str(error))
+    if not found:
+        return redacted(str(error).replace("\n", " "))[-160:]
+    known = _CURL.get(found[1]) if "curl" in str(error) else None
+    return f"{known}, curl's {found[0]}" if known else found[0]
 
 
 def _how_to_link(folder: Path) -> str:

@@ -46,6 +46,7 @@ class ShardJob(NamedTuple):
     first_key: int  # running number of the first item; members are named by it, since ids may contain dots
     items: Sequence[Any]
     digest: str  # of everything that determines the bytes
+    present: int  # items that are not known to give no sample
 
     @property
     def file(self) -> str:

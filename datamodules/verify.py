@@ -106,6 +106,8 @@ def _shard_problems(
                 yield f"{where}: id, caption or labels differ from the annotations."
     except DataError as error:
         yield str(error)
+        if elsewhere:
+            return  # not fetched, so nothing can be said of its samples
     if count != shard["samples"]:
         yield f"{path}: {count} readable samples, the manifest says {shard['samples']}."
 

@@ -60,14 +60,16 @@ def build(
         regions: precomputed regions of a record (None = it has none and is skipped); pickled to the workers. Those of
             `region_sources.open_region_store` are told from others, and a change of them builds again. The results of
             any other function are not compared with those of an earlier build: give new regions a new folder.
-        again: build a finished folder again that looks up to date: pictures or tars were changed in place.
+        again: build a finished folder again that looks up to date (pictures or tars were changed in place), or from
+            much less than it holds.
 
     Returns:
         The manifest.
 
     Raises:
         DataError: duplicate or malformed ids, nothing to train on, a folder that holds another source, region features
-            of two widths, or `pictures` from a catalogue that was told to read none.
+            of two widths, `pictures` from a catalogue that was told to read none, or much less to build from than a
+            finished folder holds.
     """
     if pictures and not getattr(catalogue, "pictures", True):  # a source that can do without has this option
         raise DataError(
@@ -78,7 +80,9 @@ def build(
         raise DataError("data build: shard_size and workers should be at least 1, vocab_size 6, seed 0.")
     folder = Path(out)
     if remote_of(folder) is not None:
-        raise DataError(f"{folder} is linked to shards elsewhere, and holds none. Choose another OUT, or delete it.")
+        raise DataError(
+            f"{folder} is linked to shards elsewhere, which are built there. Choose another OUT, or delete it."
+        )
     region_settings = plain(regions.settings()) if isinstance(regions, RegionStore) else None
     content = {"pictures": pictures, "regions": region_settings or regions is not None}
     jobs = list(_plan(catalogue, folder, shard_size, seed, content))
@@ -88,7 +92,7 @@ def build(
     if region_settings is not None:
         wanted["regions"] = region_settings
     put_back(folder)  # where a build was killed before it wrote anything
-    finished = up_to_date(folder, catalogue.name, settings, wanted, pictures, again)
+    finished = up_to_date(folder, catalogue.name, settings, wanted, pictures, jobs, again)
     if finished is not None:
         log.info("%s is up to date (%s).", folder, finished["data_hash"])
         return finished
@@ -132,7 +136,7 @@ def _plan(
             digest = common.copy()
             planned = (split, number, first, list(chosen), *([len(present)] if len(missing) else []))
             digest.update(repr(planned).encode("utf-8", "replace"))
-            yield ShardJob(folder, split, number, first, chosen, digest.hexdigest())
+            yield ShardJob(folder, split, number, first, chosen, digest.hexdigest(), len(present))
             first += len(chosen)
 
 

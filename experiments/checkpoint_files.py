@@ -47,7 +47,7 @@ class WholeFiles(TorchCheckpointIO):
                     torch.save(checkpoint, file)
             except RuntimeError as problem:
                 raise _cause(problem) from None
-            if path == self.run.last:
+            if os.path.realpath(path) == os.path.realpath(self.run.last):  # Lightning's are absolute, ours may not be
                 _keep_as_previous(self.run)
 
 
@@ -104,8 +104,8 @@ def resume_point(run: RunFolder) -> Resume | None:
     if problems:
         reasons = "; ".join(f"{path}: {reason}" for path, reason in problems.items())
         raise UsageError(
-            f"no checkpoint of {run.root} can be read ({reasons}): put a copy of one in its place, or train again from "
-            "the beginning with --fresh"
+            f"no checkpoint of {run.root} can be read ({reasons}): put a copy of one in its place ({run.best} will do, "
+            "if it is whole), or train again from the beginning with --fresh"
         )
     return None
 

@@ -29,6 +29,8 @@ RUN_COMMANDS = {
 }
 TERMINATED = 128 + signal.SIGTERM  # as a shell says it
 FULL = (errno.ENOSPC, errno.EDQUOT)  # no space left on the device, or of the quota
+PACKAGES = ("datamodules", "experiments", "lightning_modules", "retrieval")
+HOW_TO_INSTALL = "`make setup` installs it, and .venv/bin/python -m experiments … finds it (`make doctor`)"
 COMMANDS = {
     **RUN_COMMANDS,
     "eval": "re-evaluate a run's best checkpoint, or a model that needs no training",
@@ -70,6 +72,9 @@ def main(argv: Sequence[str]) -> int:
         if stopped_from_outside(problem):
             print("stopped by SIGTERM; a training goes on from its last checkpoint", file=sys.stderr)
             return TERMINATED
+        if isinstance(problem, ModuleNotFoundError) and (problem.name or "").partition(".")[0] not in PACKAGES:
+            print(f"error: {sys.executable} has no {problem.name}: {HOW_TO_INSTALL}", file=sys.stderr)
+            return 2
         if isinstance(problem, OSError) and problem.errno in FULL:
             print(f"error: {full_disk(problem)}", file=sys.stderr)
             return 1

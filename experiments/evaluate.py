@@ -274,10 +274,13 @@ def _measured(
     run: RunFolder, composition: Composition, checkpoint: Path | None, command: str, before: dict[str, Any]
 ) -> Results:
     """Build, evaluate, and put the record together; what only training knows is taken from `before`."""
+    from experiments.checkpoint_files import check_readable
     from experiments.engine import build
     from experiments.record import Outcome, assemble
 
     machine.check_devices(composition.config["trainer"])
+    if checkpoint:
+        check_readable(checkpoint, "put a copy in its place, or train again with --fresh")
     engine = build(composition, run)
     random = checkpoint is None and not getattr(engine.model, "starts_trained", False)
     if random:

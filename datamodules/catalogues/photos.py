@@ -82,6 +82,11 @@ class Photos:
     def plan(self, split: Split) -> Sequence[PhotoItem]:
         """Single photos in list order, then composites."""
         groups = _groups(Path(self.raw), self.rows)
+        if not groups:
+            raise DataError(
+                f"{self.path}: not one of {len(self.rows)} pictures is there and can be read, e.g. that of "
+                f"'{self.rows[0].id}' at {', '.join(self.rows[0].urls) or 'no address'}; are they where the list says?"
+            )
         # What cannot be used stays in training, where it is skipped and counted; in a query it would spoil a composite.
         groups = {row.id: groups[row.id] for row in self.rows if row.caption and row.id in groups}
         splits = split_photos(self.rows, groups, self.seed)

@@ -183,6 +183,13 @@ def test_labels_that_never_repeat_are_refused(tmp_path):
         open_catalogue("photos", raw).plan("gallery")
 
 
+def test_a_list_whose_pictures_are_all_gone_says_so(raw):
+    for path in (raw / "images").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match=r"not one of \d+ pictures is there and can be read, e\.g\. that of"):
+        open_catalogue("photos", raw, **SMALL).plan("gallery")
+
+
 def test_unusable_photos_are_skipped_in_training_and_never_composed(raw):
     (raw / "images/0.jpg").write_bytes(b"broken")
     (raw / "images/1.jpg").unlink()

@@ -181,3 +181,22 @@ def test_a_caption_may_end_in_the_sign_of_the_separator(
     monkeypatch.setattr(TinyCatalogue, "make", make)
     _build(tmp_path)
     assert verify(tmp_path) == []
+
+
+def test_a_finished_folder_is_not_built_again_from_half_of_what_it_holds(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, plan = _bytes(folder), TinyCatalogue.plan
+    monkeypatch.setattr(TinyCatalogue, "plan", lambda self, split: plan(self, split)[::2])
+    with pytest.raises(DataError, match=r"holds 12 train samples, and only 6 could be built now: .*ARGS=--again"):
+        _build(folder)
+    assert _bytes(folder) == before
+    assert _build(folder, again=True)["splits"]["train"]["samples"] == 6
+
+
+def test_a_few_items_less_are_built_without_a_question(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = TinyCatalogue.plan
+    monkeypatch.setattr(
+        TinyCatalogue, "plan", lambda self, split: plan(self, split)[: 11 if split == "train" else None]
+    )
+    assert _build(folder)["splits"]["train"]["samples"] == 11

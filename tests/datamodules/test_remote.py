@@ -281,6 +281,23 @@ def test_a_command_is_run_only_if_the_user_names_it(tmp_path, there):
         link(f"pipe:cat {shlex.quote(str(there))}/{{}}", tmp_path / "other")
 
 
+def test_a_kept_tar_that_was_cut_is_fetched_again(tmp_path, there, server):
+    here = tmp_path / "here"
+    link(server.address, here, keep=True)
+    assert verify(here) == []
+    _cut(here / "val-000000.tar")
+    assert _ids(here, 0) == _ids(there, 0)
+    assert len(list(read_shard(here / "val-000000.tar"))) == 3
+    assert verify(here) == []
+
+
+def test_a_server_that_is_not_there_is_told_once_for_each_tar_in_words(tmp_path, there, server):
+    link(server.address, tmp_path / "here")
+    (there / "val-000000.tar").unlink()
+    (problem,) = (one for one in verify(tmp_path / "here") if "val-000000" in one)
+    assert "refused, missing, or an error of the server, curl's exit 22" in problem
+
+
 def test_what_cannot_be_linked_says_why(tmp_path, there, server):
     for address, words in (
         ("ftp://host/shop", "should begin with one of"),

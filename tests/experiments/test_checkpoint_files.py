@@ -64,6 +64,15 @@ def test_the_last_two_are_kept_and_the_last_is_taken(folder: RunFolder) -> None:
     assert resume_point(folder) == (folder.last, 3, 2)
 
 
+def test_the_one_before_is_kept_of_a_run_with_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning hands over absolute paths, and `runs/…` is relative."""
+    monkeypatch.chdir(tmp_path)
+    run = RunFolder(Path("runs") / "capture-synthetic-0-abcd")
+    for step in (1, 2):
+        WholeFiles(run).save_checkpoint(content(step), str(tmp_path / run.last))
+    assert torch.load(run.previous, weights_only=True)["global_step"] == 1
+
+
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
     damage: Callable[[Path], None], folder: RunFolder, capsys: pytest.CaptureFixture[str]

@@ -184,3 +184,18 @@ def test_a_stop_from_outside_is_one_line(
         return
     assert main(["fit"]) == 143
     assert capsys.readouterr().err.startswith("stopped by SIGTERM")
+
+
+def test_without_the_environment_one_line_says_how_to_get_it(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "experiments", "data", "verify", "x"],  # -S: no installed packages
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+        timeout=60,
+        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "`make setup` installs it" in line

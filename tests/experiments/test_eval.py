@@ -265,3 +265,21 @@ def test_seeds_evaluated_again_in_the_same_way_are_one_row_of_a_table() -> None:
     assert _without_seed("capture-fashion-0-81ab3411") == _without_seed("capture-fashion-12-81ab3411")
     assert _without_seed("capture-fashion-0-81ab3411") != _without_seed("capture-fashion-0-00000000")
     assert _without_seed("imported") == "imported"
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"pickle"])
+def test_a_checkpoint_that_cannot_be_trusted_is_one_line(
+    run: Path, tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / run.name
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("wandb"))
+    best = copy / "checkpoints" / "best.ckpt"
+    best.unlink()
+    best.write_bytes(content)
+    if content == b"pickle":
+        torch.save({"state_dict": Path("what torch would have to unpickle")}, best)
+    assert main(["eval", "--run", str(copy)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "best.ckpt cannot be read" in line
+    assert "--fresh" in line
+    assert "weights_only" not in line
