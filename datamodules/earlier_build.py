@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from datamodules.catalogues.record import SPLITS
+from datamodules.catalogues.record import SPLITS, Split
 from datamodules.entities import ENTITIES
 from datamodules.errors import DataError
 from datamodules.manifest import (
@@ -25,7 +25,7 @@ from datamodules.manifest import (
     read_manifest,
 )
 from datamodules.region_sets import remove_region_set, sets_on_disk
-from datamodules.shard_writer import RECEIPTS, ShardJob
+from datamodules.shard_writer import RECEIPTS
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def up_to_date(
     settings: dict[str, Any],
     wanted: dict[str, Any],
     pictures: bool,
-    jobs: Sequence[ShardJob],
+    present: Mapping[Split, int],
     again: bool,
 ) -> Manifest | None:
     """The manifest if nothing is left to do; why there is something is said.
@@ -47,7 +47,7 @@ def up_to_date(
         source: name of the catalogue.
         settings: of the catalogue.
         wanted: settings of the writer.
-        jobs: what would be built.
+        present: items of each split that could be built, as far as is known before.
         again: there is something to do in any case.
 
     Raises:
@@ -72,8 +72,8 @@ def up_to_date(
         )
     )
     changed = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
-    if changed == ["plan"] and not again:
-        _check_nothing_is_lost(folder, old, jobs)
+    if not again and all(key == "plan" or key.endswith("sha256") for key in changed):
+        _check_nothing_is_lost(folder, old, present)
     if changed:
         named = [f"{key} {before.get(key)!r} -> {after.get(key)!r}" for key in changed if key != "plan"]
         changes = ", ".join(named) or "the raw source lists other items, or other pictures are there"
@@ -87,9 +87,12 @@ def up_to_date(
 
 def set_aside(folder: Path) -> None:
     """From here on the folder counts as unfinished; its manifest is kept until the build has ended."""
+    if (folder / MANIFEST_FILE).is_file():
+        shutil.rmtree(folder / RECEIPTS, ignore_errors=True)  # of the build that finished it
     (folder / RECEIPTS).mkdir(parents=True, exist_ok=True)
     if (folder / MANIFEST_FILE).is_file():
         os.replace(folder / MANIFEST_FILE, folder / RECEIPTS / MANIFEST_FILE)
+        os.utime(folder / RECEIPTS / MANIFEST_FILE)  # what is younger was written by the build that begins now
 
 
 def put_back(folder: Path) -> None:
@@ -97,9 +100,9 @@ def put_back(folder: Path) -> None:
     old, aside = _earlier(folder), folder / RECEIPTS / MANIFEST_FILE
     if old is None or (folder / MANIFEST_FILE).exists() or _damage(folder, old):
         return
-    finished_ns = aside.stat().st_mtime_ns
+    began_ns = aside.stat().st_mtime_ns
     shards = (folder / shard["file"] for _, _, shard in iterate_shards(old["splits"]))
-    if any(path.stat().st_mtime_ns > finished_ns for path in shards):
+    if any(path.stat().st_mtime_ns > began_ns for path in shards):
         return
     os.replace(aside, folder / MANIFEST_FILE)
     shutil.rmtree(folder / RECEIPTS)
@@ -119,13 +122,13 @@ def keep_beside(folder: Path, manifest: Manifest) -> Manifest:
     return manifest
 
 
-def _check_nothing_is_lost(folder: Path, old: Manifest, jobs: Sequence[ShardJob]) -> None:
+def _check_nothing_is_lost(folder: Path, old: Manifest, present: Mapping[Split, int]) -> None:
     """A disk that is not there, or half a list, should not cost a finished folder."""
     for split in SPLITS:
-        samples, present = old["splits"][split]["samples"], sum(job.present for job in jobs if job.split == split)
-        if present < (1 - MOST_LOST) * samples:
+        samples = old["splits"][split]["samples"]
+        if present[split] < (1 - MOST_LOST) * samples:
             raise DataError(
-                f"{folder} holds {samples} {split} samples, and only {present} could be built now: are list and "
+                f"{folder} holds {samples} {split} samples, and only {present[split]} could be built now: are list and "
                 "pictures where they were? Nothing was changed. If it is to be so, build with ARGS=--again, or into "
                 "another OUT."
             )

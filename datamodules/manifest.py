@@ -171,6 +171,15 @@ def iterate_shards(splits: dict[str, SplitEntry]) -> Iterator[tuple[Split, int, 
             yield split, number, shard
 
 
+def listed_by_address(folder: Path) -> frozenset[str] | None:
+    """Hashes of the region sets and entities that came with a link; others were made here. None: nobody noted it."""
+    try:
+        value = json.loads((folder / REMOTE_FILE).read_text(encoding="utf-8"))
+        return frozenset(map(str, value["listed"]))
+    except (ValueError, KeyError, TypeError, RecursionError, OSError):
+        return None
+
+
 def is_elsewhere(path: Path) -> bool:
     """Whether a tar is not on disk because its folder is linked to another one."""
     return not path.is_file() and (path.parent / REMOTE_FILE).is_file()

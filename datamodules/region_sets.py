@@ -27,6 +27,7 @@ from datamodules.manifest import (
     SidecarEntry,
     is_elsewhere,
     iterate_shards,
+    listed_by_address,
     read_manifest,
     write_manifest,
 )
@@ -72,6 +73,15 @@ def all_tars(manifest: Manifest) -> Iterator[ShardEntry]:
     yield from (shard for _, _, shard in iterate_shards(manifest["splits"]))
     for entry in manifest["region_sets"].values():
         yield from sidecars(entry)
+
+
+def made_here(path: Path) -> bool:
+    """Whether a sidecar is of a set that was written here, and not of one that a linked folder's address has."""
+    name, listed = set_of(path.name), listed_by_address(path.parent)
+    if name is None:
+        return False
+    entry = read_manifest(path.parent)["region_sets"].get(name)
+    return listed is None or entry is None or entry["hash"] not in listed
 
 
 def how_to_write(folder: Path | str, name: str = DEFAULT_SET, again: bool = False) -> str:
@@ -120,7 +130,8 @@ def check_region_set(folder: Path, splits: Iterable[str], manifest: Manifest, na
     Raises:
         DataError: naming folder, set and file, with the command that writes it again.
     """
-    entry = region_set(folder, manifest, name)
+    entry, listed = region_set(folder, manifest, name), listed_by_address(folder)
+    ours = listed is None or entry["hash"] not in listed
     for split in splits:
         shards = manifest["splits"][split]["shards"]
         sidecars = entry["splits"].get(split, {"shards": []})["shards"]
@@ -137,8 +148,8 @@ def check_region_set(folder: Path, splits: Iterable[str], manifest: Manifest, na
                     f"{sidecar['samples']} samples beside {shard['file']} with {shard['samples']}. "
                     + how_to_write(folder, name)
                 )
-            if is_elsewhere(path):
-                continue  # compared when it is fetched
+            if is_elsewhere(path) or not ours:
+                continue  # compared when it is fetched, and fetched again where it is not whole
             if not path.is_file():
                 raise DataError(
                     f"{path} of region set '{name}' is missing though {MANIFEST_FILE} lists it. "

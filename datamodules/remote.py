@@ -35,11 +35,10 @@ from datamodules.manifest import (
     data_hash,
     how_to_build,
     read_manifest,
-    write_atomically,
 )
 from datamodules.redaction import redacted
-from datamodules.region_sets import all_tars
-from datamodules.relinking import carry_over, made_hashes
+from datamodules.region_sets import all_tars, made_here
+from datamodules.relinking import made_hashes, put_in_place, what_stays
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +57,7 @@ _CURL = {  # curl's exit codes that tell a user something
     "35": "no secure connection",
     "60": "the server's certificate is not trusted",
 }
+_FRESH = ".link.{}.tmp"  # inside the folder: what is fetched by the process of that number
 _SILENCE_S = 300.0  # the longest wait for the next block of a file
 _MOST_SMALL_BYTES = 1 << 30  # of a list, tokenizer or manifest, whose size nothing else says
 
@@ -82,6 +82,11 @@ class Remote(NamedTuple):
         folder, mark, signature = self.address.partition("?")
         return f"{folder.rstrip('/')}/{file}{mark}{signature}"
 
+    def as_file(self) -> tuple[bytes, int]:
+        """Content and mode of `remote.json`; with a password or a command in it, it is its owner's alone."""
+        private = self.address.startswith(_PIPE) or redacted(self.address) != self.address
+        return json.dumps(self._asdict(), indent=1).encode() + b"\n", 0o600 if private else 0o644
+
     def shown(self, file: str) -> str:
         """The address of a file as messages may have it: without passwords, signatures and the user's command."""
         return f"{_PIPE}… {file}" if self.address.startswith(_PIPE) else redacted(self.url(file))
@@ -94,39 +99,34 @@ def link(address: str, folder: Path, keep: bool = False) -> Manifest:
         DataError: an address that cannot be read, files that do not belong together, a folder with shards of its own.
     """
     _check_address(address)
-    folder = folder.resolve() if folder.is_symlink() else folder  # the link stays, and what it leads to is replaced
     _check_place(folder)
-    remote = Remote(address, keep)
-    fresh, aside = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    for killed in folder.glob(_FRESH.format("*")):
+        shutil.rmtree(killed, ignore_errors=True)
+    remote, there, fresh = Remote(address, keep), folder.exists(), folder / _FRESH.format(os.getpid())
     try:
         fresh.mkdir(parents=True)
         manifest = _copy_small_files(remote, fresh)
-        remote = remote._replace(listed=made_hashes(manifest))
-        write_atomically(fresh / REMOTE_FILE, json.dumps(remote._asdict(), indent=1).encode() + b"\n")
-        if address.startswith(_PIPE) or redacted(address) != address:
-            (fresh / REMOTE_FILE).chmod(0o600)  # it may hold a password
         if address.startswith(_PIPE):
             commands.allow(address)
-        listed = _listed_before(folder)
-        try:
-            carry_over(folder, fresh, listed)
-            if folder.exists():
-                folder.rename(aside)
-            fresh.rename(folder)
-        except OSError as error:
-            why = f"{folder} cannot be replaced ({error.strerror})"
-            raise DataError(f"{why}. Choose another OUT, or a folder below it if a disk is mounted there.") from None
-        shutil.rmtree(aside, ignore_errors=True)
+        remote = remote._replace(listed=made_hashes(manifest))
+        manifest, kept = what_stays(folder, manifest)
+        put_in_place(fresh, folder, manifest, kept, remote.as_file())
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+        if not there and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
     return read_manifest(folder)
 
 
 def _check_place(folder: Path) -> None:
-    """Only a linked folder is replaced; what its `remote.json` says is no matter, as the address is given anew."""
-    if (folder / MANIFEST_FILE).is_file() and not (folder / REMOTE_FILE).exists():
+    """Only a linked folder is linked again; what its `remote.json` says is no matter, as the address is given anew."""
+    if (folder / REMOTE_FILE).exists():
+        if not os.access(folder / REMOTE_FILE, os.R_OK):
+            raise DataError(f"{folder} is another user's. Link a folder of your own.")
+        return
+    if (folder / MANIFEST_FILE).is_file():
         raise DataError(f"{folder} holds shards of its own. Choose another OUT, or delete the folder.")
-    if folder.exists() and not (folder / MANIFEST_FILE).is_file() and (folder.is_file() or any(folder.iterdir())):
+    if folder.is_file() or (folder.exists() and any(not path.match(_FRESH.format("*")) for path in folder.iterdir())):
         raise DataError(f"{folder} is there, and is no linked folder. Choose another OUT.")
 
 
@@ -147,16 +147,6 @@ def _copy_small_files(remote: Remote, folder: Path) -> Manifest:
     if problems:
         raise DataError(f"{where}: {problems[0].replace(str(folder), where)}. Build or copy that folder again.")
     return manifest
-
-
-def _listed_before(folder: Path) -> tuple[str, ...]:
-    """What the address had of region sets and entities when the folder was linked; nothing where nobody noted it."""
-    try:
-        return _parsed((folder / REMOTE_FILE).read_text(encoding="utf-8")).listed
-    except PermissionError:
-        raise DataError(f"{folder} is another user's. Link a folder of your own.") from None
-    except (ValueError, KeyError, TypeError, RecursionError, OSError):
-        return ()
 
 
 def _parsed(text: str) -> Remote:
@@ -227,10 +217,12 @@ def at_hand(path: Path) -> Iterator[Path]:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a tar is here; one that was kept and is not as long as it was is fetched again."""
+    """Whether a tar is here; one of the address that is not as long as it was is fetched again."""
     if not path.is_file():
         return False
-    return not (path.parent / REMOTE_FILE).is_file() or path.stat().st_size == _listed(path)["bytes"]
+    if not (path.parent / REMOTE_FILE).is_file() or made_here(path):
+        return True
+    return path.stat().st_size == _listed(path)["bytes"]
 
 
 def _fetch(remote: Remote, path: Path, target: Path) -> None:

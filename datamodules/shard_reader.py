@@ -11,7 +11,7 @@ from datamodules.batching import PICTURE, RECORD, REGIONS, TRUTH, RawSample
 from datamodules.errors import DataError
 from datamodules.manifest import ShardEntry, how_to_mend
 from datamodules.plain_tar import NotPlainError, plain_members, tar_members
-from datamodules.region_sets import how_to_write, set_of, sidecar_file
+from datamodules.region_sets import how_to_write, made_here, set_of, sidecar_file
 from datamodules.remote import at_hand
 
 _IN_SHARDS, _IN_SIDECARS = {PICTURE, REGIONS, RECORD}, {REGIONS, TRUTH}
@@ -133,7 +133,7 @@ def sidecar_of(path: Path, region_set: str | None) -> Path | None:
 def remedy(path: Path) -> str:
     """What to do about a damaged tar."""
     name = set_of(path.name)
-    if name is None:
+    if name is None or not made_here(path):
         return how_to_mend(path.parent)
     listed = f"List all damage with `python -m experiments data verify {path.parent}`"
     return f"{listed}. {how_to_write(path.parent, name, again=True)}"

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.catalogues.record import SPLITS, Catalogue
+from datamodules.catalogues.record import SPLITS, Catalogue, Split
 from datamodules.earlier_build import keep_beside, put_back, set_aside, up_to_date
 from datamodules.errors import DataError
 from datamodules.folder_summary import plain, receipt_of, summarise
@@ -92,7 +92,8 @@ def build(
     if region_settings is not None:
         wanted["regions"] = region_settings
     put_back(folder)  # where a build was killed before it wrote anything
-    finished = up_to_date(folder, catalogue.name, settings, wanted, pictures, jobs, again)
+    present = {split: _num_present(catalogue, split, jobs) for split in SPLITS}
+    finished = up_to_date(folder, catalogue.name, settings, wanted, pictures, present, again)
     if finished is not None:
         log.info("%s is up to date (%s).", folder, finished["data_hash"])
         return finished
@@ -107,6 +108,12 @@ def build(
     write_manifest(folder, keep_beside(folder, manifest))
     shutil.rmtree(folder / RECEIPTS)
     return read_manifest(folder)
+
+
+def _num_present(catalogue: Catalogue, split: Split, jobs: Sequence[ShardJob]) -> int:
+    """Items of a split that are not known to give no sample."""
+    count = getattr(catalogue, "num_present", None)
+    return count(split) if count else sum(job.present for job in jobs if job.split == split)
 
 
 def _plan(

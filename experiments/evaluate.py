@@ -88,11 +88,17 @@ def evaluate_run(path: str, data: str | None, overrides: list[str], command: str
         how = "train again with --fresh" if "test" in before else "`make train` again writes it"
         raise UsageError(f"{source.best}: missing, so there is nothing to evaluate; {how}")
     if unfinished:
-        from experiments.checkpoint_files import step_of
+        from experiments.checkpoint_files import check_readable, step_of
 
+        check_readable(source.best, "the training goes on from its last checkpoint, or begins again with --fresh")
         before = {"steps": step_of(source.best)}
         say(f"{unfinished}; what is evaluated is its best checkpoint so far, step {before['steps']}")
-    if own and unfinished:
+    if unfinished and not own:
+        raise UsageError(
+            f"{source.root} has not finished: on other data, or read otherwise, it would stand in tables as if it had. "
+            f"Finish it, or print numbers with `python -m experiments test --exp … --data … --ckpt_path {source.best}`"
+        )
+    if unfinished:
         return _evaluate_unfinished(source, composition, command, before)
     if own:
         return _evaluate_own(source, composition, command, before, in_part=bool(overrides))

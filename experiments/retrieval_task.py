@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # What a training logs: losses, and metrics of val, at cut-offs that are chosen (`k`) or those of the identical product.
 LOGGED = re.compile(
-    r"train/.+|val/(?:.+?/)??(?:(?P<same>same/(?:mAP|Prec)@(?:1|5|10))|(?:mAP|mAR|Prec|coverage)@(?P<k>\d+)"
+    r"train/.+|val/(?!rerank/)(?:.+?/)??(?:(?P<same>same/(?:mAP|Prec)@(?:1|5|10))|(?:mAP|mAR|Prec|coverage)@(?P<k>\d+)"
     r"|zero_vectors|false_negatives_per_batch)"
 )
 

@@ -103,6 +103,11 @@ class Photos:
             return self._singles(split, rows) + self._composites(split, usable, self.num_train_composites)
         return self._composites(split, usable, self.num_val if split == "val" else self.num_test)
 
+    def num_present(self, split: Split) -> int:
+        """Items whose pictures are all there and can be read."""
+        groups = _groups(Path(self.raw), self.rows)
+        return sum(all(row.id in groups for row in item.rows) for item in self.plan(split))
+
     def _singles(self, split: Split, rows: Sequence[PhotoRow]) -> list[PhotoItem]:
         return [PhotoItem(row.id, (row,), self._other(split, row.id, {row.label})) for row in rows]
 

@@ -6,10 +6,12 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from datamodules.catalogues import open_catalogue, photo_lists, photos
 from datamodules.entities import add_entities
 from datamodules.errors import DataError
 from datamodules.manifest import Manifest, read_manifest
@@ -18,6 +20,7 @@ from datamodules.write_shards import build
 from tests.datamodules.test_entities import Words
 from tests.datamodules.tiny_catalogue import TinyCatalogue
 from tests.datamodules.tiny_sets import write_set
+from tests.datamodules.tiny_shops import write_photos
 
 COUNTS = {"train": 12, "val": 3, "test": 3, "gallery": 4}
 EVERY_ITEM = [f"{split}.{number}" for split, count in COUNTS.items() for number in range(count)]
@@ -200,3 +203,54 @@ def test_a_few_items_less_are_built_without_a_question(folder: Path, monkeypatch
         TinyCatalogue, "plan", lambda self, split: plan(self, split)[: 11 if split == "train" else None]
     )
     assert _build(folder)["splits"]["train"]["samples"] == 11
+
+
+def test_photos_whose_pictures_are_half_gone_are_refused(tmp_path: Path) -> None:
+    raw = write_photos(tmp_path / "photos", per_label=16)
+    settings = {"num_train_composites": 4, "num_val": 4, "num_test": 6, "image_size_px": 96}
+    options = {"shard_size": 100, "vocab_size": 80, "progress": False}
+    build(open_catalogue("photos", raw, **settings), tmp_path / "shop", **options)
+    before = _bytes(tmp_path / "shop")
+    for path in sorted((raw / "images").iterdir())[::2]:
+        path.unlink()
+    photos._groups.cache_clear()  # as in another process
+    with pytest.raises(DataError, match=r"could be built now: are list and pictures where they were"):
+        build(open_catalogue("photos", raw, **settings), tmp_path / "shop", **options)
+    assert _bytes(tmp_path / "shop") == before
+
+
+def test_half_a_list_is_refused(tmp_path: Path) -> None:
+    raw = write_photos(tmp_path / "photos", per_label=16)
+    settings = {"num_train_composites": 4, "num_val": 4, "num_test": 6, "image_size_px": 96}
+    options = {"shard_size": 100, "vocab_size": 80, "progress": False}
+    build(open_catalogue("photos", raw, **settings), tmp_path / "shop", **options)
+    lines = (raw / "products.txt").read_text().splitlines()
+    (raw / "products.txt").write_text("\n".join(lines[: len(lines) // 2]) + "\n")
+    photo_lists.read_list.cache_clear()  # as in another process
+    with pytest.raises(DataError, match=r"could be built now: are list and pictures where they were"):
+        build(open_catalogue("photos", raw, **settings), tmp_path / "shop", **options)
+
+
+def test_a_copied_folder_is_left_as_it_was_too(folder: Path) -> None:
+    for number, path in enumerate(sorted(folder.rglob("*"))):
+        os.utime(path, (number, number))  # as a copy in the order of names: tars younger than the manifest
+    before = _bytes(folder)
+    with pytest.raises(DataError, match="not one usable training sample"):
+        _build(folder, regions=lambda record: None)
+    assert _bytes(folder) == before
+
+
+def test_receipts_that_a_kill_left_in_a_finished_folder_vouch_for_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = _bytes(folder)
+    monkeypatch.setattr("datamodules.write_shards.shutil", SimpleNamespace(rmtree=lambda path: None))
+    _build(folder, again=True)
+    monkeypatch.undo()
+    assert (folder / ".build").is_dir()
+    tar = folder / "train-000001.tar"
+    data = bytearray(tar.read_bytes())
+    data[700] ^= 1
+    tar.write_bytes(data)
+    _build(folder, again=True)
+    assert _bytes(folder) == before

@@ -22,6 +22,7 @@ from datamodules.errors import DataError
 from datamodules.manifest import read_manifest
 from datamodules.product1m import Product1M
 from datamodules.region_set_writer import RegionSetWriter
+from datamodules.region_sets import check_region_set
 from datamodules.remote import link
 from datamodules.shard_reader import read_shard
 from datamodules.stored_pictures import stored_pictures
@@ -253,6 +254,53 @@ def test_an_address_of_something_else_is_told_as_it_was_given(tmp_path, there, s
         link(server.address, tmp_path / "here")
     assert f"{server.address}/manifest.json" in str(error.value)
     assert ".tmp" not in str(error.value)
+
+
+@pytest.mark.parametrize("step", ["write_manifest", "os.replace"])
+def test_a_link_that_breaks_off_loses_nothing_and_is_made_again(tmp_path, there, server, monkeypatch, step):
+    here = tmp_path / "here"
+    link(server.address, here)
+    mine, entities = write_set(here), add_entities(here, Words(), progress=False)
+    build(TinyCatalogue(COUNTS), there, shard_size=6, vocab_size=70, progress=False)  # other tokenizer, same shards
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(f"datamodules.relinking.{step}", full)
+    with pytest.raises(OSError, match="No space"):
+        link(server.address, here)
+    monkeypatch.undo()
+    monkeypatch.setattr(remote, "_WAIT_S", 0)
+    again = link(server.address, here)
+    assert again["region_sets"]["detected"] == mine
+    assert again["entities"] in (None, entities)
+    assert verify(here) == []
+    assert not list(here.glob(".link*"))
+
+
+def test_a_first_link_that_was_killed_is_no_folder_of_other_things(tmp_path, server):
+    (tmp_path / "here" / ".link.1.tmp").mkdir(parents=True)
+    link(server.address, tmp_path / "here")
+    assert verify(tmp_path / "here") == []
+    assert not list((tmp_path / "here").glob(".link*"))
+
+
+def test_a_kept_sidecar_of_the_address_is_fetched_again_and_one_made_here_is_not(tmp_path, there, server):
+    here = tmp_path / "here"
+    write_set(there, "theirs")
+    link(server.address, here, keep=True)
+    write_set(here, "mine")
+    assert verify(here) == []
+    for name in ("theirs", "mine"):
+        path = here / f"val-regions-{name}-000000.tar"
+        path.write_bytes(path.read_bytes()[:1000])
+    manifest = read_manifest(here)
+    check_region_set(here, ["val"], manifest, "theirs")
+    assert len(list(read_shard(here / "val-000000.tar", sidecar=here / "val-regions-theirs-000000.tar"))) == 3
+    with pytest.raises(DataError, match="Write it with"):
+        check_region_set(here, ["val"], manifest, "mine")
+    with pytest.raises(DataError, match="predict"):
+        list(read_shard(here / "val-000000.tar", sidecar=here / "val-regions-mine-000000.tar"))
 
 
 def test_a_folder_of_other_things_is_not_taken_away(tmp_path, server):
