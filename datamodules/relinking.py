@@ -50,7 +50,12 @@ def what_stays(folder: Path, new: Manifest) -> tuple[Manifest, set[str]]:
     """
     if not (folder / MANIFEST_FILE).is_file():
         return new, set()
-    old, listed = read_manifest(folder), listed_by_address(folder)
+    try:
+        old = read_manifest(folder)
+    except DataError as error:
+        log.warning("%s is linked anew; region sets that were made in it are no longer listed (%s)", folder, error)
+        return new, {path.name for path in folder.glob("*.tar") if set_of(path.name) not in (None, *new["region_sets"])}
+    listed = listed_by_address(folder)
     there = {*made_hashes(new), *(listed or ())}  # what the address has, or had
     own = {name: entry for name, entry in old["region_sets"].items() if entry["hash"] not in there}
     sets = {name: entry for name, entry in own.items() if _fits(entry, new) and _is_here(folder, entry)}

@@ -303,6 +303,16 @@ def test_a_kept_sidecar_of_the_address_is_fetched_again_and_one_made_here_is_not
         list(read_shard(here / "val-000000.tar", sidecar=here / "val-regions-mine-000000.tar"))
 
 
+def test_a_damaged_manifest_is_mended_by_linking_again_and_costs_no_tar_made_here(tmp_path, there, server):
+    here = tmp_path / "here"
+    link(server.address, here)
+    mine = write_set(here)
+    (here / "manifest.json").write_text("{")
+    assert link(server.address, here)["region_sets"] == {}
+    assert all((here / tar["file"]).is_file() for part in mine["splits"].values() for tar in part["shards"])
+    assert any("which is not finished" in problem for problem in verify(here))
+
+
 def test_a_folder_of_other_things_is_not_taken_away(tmp_path, server):
     (tmp_path / "documents").mkdir()
     (tmp_path / "documents" / "thesis.tex").write_text("x")
