@@ -84,13 +84,15 @@ def read_ranking(path: str | Path, gallery_ids: Sequence[str] | np.ndarray | Non
 
     Returns: Ranking with nan scores (the format has none); shorter lists are filled up with NO_ITEM.
 
-    Raises: RetrievalError naming file and line on a missing file, bytes that are not UTF-8, an empty id or a query
-        that occurred before.
+    Raises: RetrievalError naming file and line on a missing file, bytes that are not UTF-8, an empty id, one
+        with a NUL character, or a query that occurred before.
     """
     line_of: dict[str, int] = {}
     found: list[list[str]] = []
     for number, line in _lines(path):
         query, *items = map(str.strip, line.split(","))
+        if "\0" in line:  # NumPy drops it at the end of an id, and two ids become one
+            raise RetrievalError(f"{path}, line {number}: a NUL character, so the file is damaged")
         if not query or not all(items):
             raise RetrievalError(f"{path}, line {number}: empty id; expected query_id,item_id,item_id,…")
         if query in line_of:

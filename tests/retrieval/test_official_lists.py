@@ -88,6 +88,7 @@ def test_a_bad_annotation_file_is_named_with_its_line(tmp_path, content, message
     [
         (b"q,a\nr,a,,b\n", "line 2: empty id"),
         (b",a\n", "line 1: empty id"),
+        (b"q,a\nr,a\0\n", "line 2: a NUL character"),
         (b"q,a\nr,b\nq,b\n", "line 3: duplicate query q, first seen in line 1"),
         (b"q,a\nr,\xff\n", "line 2: not valid UTF-8"),
         (b"", "the file holds no lines"),
