@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def up_to_date(
     settings: dict[str, Any],
     wanted: dict[str, Any],
     pictures: bool,
-    present: Mapping[Split, int],
+    num_present: Callable[[Split], int],
     again: bool,
 ) -> Manifest | None:
     """The manifest if nothing is left to do; why there is something is said.
@@ -47,7 +47,7 @@ def up_to_date(
         source: name of the catalogue.
         settings: of the catalogue.
         wanted: settings of the writer.
-        present: items of each split that could be built, as far as is known before.
+        num_present: items of a split that could be built, as far as is known before.
         again: there is something to do in any case.
 
     Raises:
@@ -72,8 +72,8 @@ def up_to_date(
         )
     )
     changed = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
-    if not again and all(key == "plan" or key.endswith("sha256") for key in changed):
-        _check_nothing_is_lost(folder, old, present)
+    if changed and not again and all(key == "plan" or key.endswith("sha256") for key in changed):
+        _check_nothing_is_lost(folder, old, num_present)
     if changed:
         named = [f"{key} {before.get(key)!r} -> {after.get(key)!r}" for key in changed if key != "plan"]
         changes = ", ".join(named) or "the raw source lists other items, or other pictures are there"
@@ -122,13 +122,13 @@ def keep_beside(folder: Path, manifest: Manifest) -> Manifest:
     return manifest
 
 
-def _check_nothing_is_lost(folder: Path, old: Manifest, present: Mapping[Split, int]) -> None:
+def _check_nothing_is_lost(folder: Path, old: Manifest, num_present: Callable[[Split], int]) -> None:
     """A disk that is not there, or half a list, should not cost a finished folder."""
     for split in SPLITS:
-        samples = old["splits"][split]["samples"]
-        if present[split] < (1 - MOST_LOST) * samples:
+        samples, present = old["splits"][split]["samples"], num_present(split)
+        if present < (1 - MOST_LOST) * samples:
             raise DataError(
-                f"{folder} holds {samples} {split} samples, and only {present[split]} could be built now: are list and "
+                f"{folder} holds {samples} {split} samples, and only {present} could be built now: are list and "
                 "pictures where they were? Nothing was changed. If it is to be so, build with ARGS=--again, or into "
                 "another OUT."
             )

@@ -77,11 +77,16 @@ def all_tars(manifest: Manifest) -> Iterator[ShardEntry]:
 
 def made_here(path: Path) -> bool:
     """Whether a sidecar is of a set that was written here, and not of one that a linked folder's address has."""
-    name, listed = set_of(path.name), listed_by_address(path.parent)
+    name = set_of(path.name)
     if name is None:
         return False
     entry = read_manifest(path.parent)["region_sets"].get(name)
-    return listed is None or entry is None or entry["hash"] not in listed
+    return entry is None or _is_ours(path.parent, entry)
+
+
+def _is_ours(folder: Path, entry: RegionSetEntry) -> bool:
+    listed = listed_by_address(folder)
+    return listed is None or entry["hash"] not in listed
 
 
 def how_to_write(folder: Path | str, name: str = DEFAULT_SET, again: bool = False) -> str:
@@ -130,8 +135,8 @@ def check_region_set(folder: Path, splits: Iterable[str], manifest: Manifest, na
     Raises:
         DataError: naming folder, set and file, with the command that writes it again.
     """
-    entry, listed = region_set(folder, manifest, name), listed_by_address(folder)
-    ours = listed is None or entry["hash"] not in listed
+    entry = region_set(folder, manifest, name)
+    ours = _is_ours(folder, entry)
     for split in splits:
         shards = manifest["splits"][split]["shards"]
         sidecars = entry["splits"].get(split, {"shards": []})["shards"]

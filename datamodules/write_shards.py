@@ -14,6 +14,7 @@ import multiprocessing
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,8 @@ def build(
     if region_settings is not None:
         wanted["regions"] = region_settings
     put_back(folder)  # where a build was killed before it wrote anything
-    present = {split: _num_present(catalogue, split, jobs) for split in SPLITS}
-    finished = up_to_date(folder, catalogue.name, settings, wanted, pictures, present, again)
+    num_present = partial(_num_present, catalogue, jobs)
+    finished = up_to_date(folder, catalogue.name, settings, wanted, pictures, num_present, again)
     if finished is not None:
         log.info("%s is up to date (%s).", folder, finished["data_hash"])
         return finished
@@ -110,7 +111,7 @@ def build(
     return read_manifest(folder)
 
 
-def _num_present(catalogue: Catalogue, split: Split, jobs: Sequence[ShardJob]) -> int:
+def _num_present(catalogue: Catalogue, jobs: Sequence[ShardJob], split: Split) -> int:
     """Items of a split that are not known to give no sample."""
     count = getattr(catalogue, "num_present", None)
     return count(split) if count else sum(job.present for job in jobs if job.split == split)

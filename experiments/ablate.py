@@ -82,10 +82,10 @@ def ablate_command(description: str, words: list[str], command: Command = fit_co
     if not options.dry:
         remember(options.table, table.choice, Path(options.runs))
     if cluster is not None and plan.missing:
-        from experiments.cluster.launch import launch, preview
+        from experiments.cluster.launch import Launch
 
-        do = preview if options.dry else launch
-        do(plan, Path(options.runs), options.jobs, options.launch, cluster, command, _say)
+        launch = Launch(plan, Path(options.runs), options.jobs, options.launch, cluster, command, _say)
+        (launch.preview if options.dry else launch.submit)()
         return 0
     if options.dry:
         return 0

@@ -213,7 +213,7 @@ class _RoIPool(MultiScaleRoIAlign):
     """torchvision's pooling by its own kernel, also where deterministic algorithms are preferred.
 
     Preferred (`trainer.deterministic: warn`), torchvision would compile another version of it on a GPU, which wants a C
-    compiler there and gigabytes at the paper's size. Demanded (`true`), it still does.
+    compiler there and, as reckoned but not measured, gigabytes at the paper's size. Demanded (`true`), it still does.
     """
 
     def forward(self, *arguments: Any) -> Tensor:

@@ -20,6 +20,12 @@ from lightning_modules import CAPTURE
 from tests.experiments.conftest import CONTRACT_KEYS, fit_words
 
 
+@pytest.fixture
+def copy(run: Path, tmp_path: Path) -> Path:
+    """The finished run in another folder, to be damaged."""
+    return Path(shutil.copytree(run, tmp_path / run.name, ignore=shutil.ignore_patterns("wandb")))
+
+
 def test_eval_equals_training_to_the_last_digit(run: Path, record: dict, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", "--run", str(run)]) == 0
     assert "equals what training reported" in capsys.readouterr().out
@@ -54,9 +60,7 @@ def test_a_run_recorded_without_the_identical_product_and_coverage_is_evaluated_
     assert (copy / "rankings" / "test-same.txt").is_file()
 
 
-def test_a_run_is_evaluated_by_instance_in_a_folder_of_its_own(run: Path, record: dict, tmp_path: Path) -> None:
-    copy = tmp_path / run.name
-    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("wandb"))
+def test_a_run_is_evaluated_by_instance_in_a_folder_of_its_own(copy: Path, record: dict, tmp_path: Path) -> None:
     assert main(["eval", "--run", str(copy), "--data.instances=[true]"]) == 0
     assert json.loads((copy / "metrics.json").read_text()) == record
     (other,) = (folder for folder in tmp_path.iterdir() if folder != copy)
@@ -135,10 +139,8 @@ def test_an_evaluation_does_not_end_a_training_that_was_interrupted(
 
 
 def test_a_damaged_record_is_written_again_as_its_message_says(
-    run: Path, record: dict, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, copy: Path, record: dict, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    copy = tmp_path / run.name
-    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("wandb"))
     (copy / "metrics.json").write_text((run / "metrics.json").read_text()[:100])
     assert main(["eval", "--run", str(copy)]) == 0
     assert (
@@ -160,10 +162,8 @@ def test_a_damaged_record_is_written_again_as_its_message_says(
 
 
 def test_damaged_scores_are_written_again_without_those_of_the_untrained_model(
-    run: Path, record: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    copy: Path, record: dict, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    copy = tmp_path / run.name
-    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("wandb"))
     scores = copy / "rankings" / "test.npz"
     scores.write_bytes(scores.read_bytes()[:1000])
     assert main(["eval", "--run", str(copy)]) == 0
@@ -269,10 +269,8 @@ def test_seeds_evaluated_again_in_the_same_way_are_one_row_of_a_table() -> None:
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"pickle"])
 def test_a_checkpoint_that_cannot_be_trusted_is_one_line(
-    run: Path, tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]
+    copy: Path, content: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    copy = tmp_path / run.name
-    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("wandb"))
     best = copy / "checkpoints" / "best.ckpt"
     best.unlink()
     best.write_bytes(content)
